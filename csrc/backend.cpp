@@ -1,0 +1,143 @@
+// backend.cpp - what this machine has, which backend that allows, and the run of a problem on one.
+#include "backend.hpp"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+#include "parallel.hpp"
+
+namespace harken {
+
+// HARKEN_BACKENDS comes from the build: X(avx512) X(avx2) X(baseline), best first.
+#define X(name) extern const Backend name##_backend;
+HARKEN_BACKENDS
+#undef X
+
+namespace {
+
+const Backend* const compiled[] = {
+#define X(name) &name##_backend,
+    HARKEN_BACKENDS
+#undef X
+};
+constexpr int compiled_count = sizeof compiled / sizeof *compiled;
+
+// __builtin_cpu_supports asks the operating system too whether it saves the wider registers.
+const uint32_t features = [] {
+  __builtin_cpu_init();
+  uint32_t has = 0;
+  if (__builtin_cpu_supports("avx2")) has |= has_avx2;
+  if (__builtin_cpu_supports("fma")) has |= has_fma;
+  if (__builtin_cpu_supports("f16c")) has |= has_f16c;
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl"))
+    has |= has_avx512;
+  return has;
+}();
+
+struct Table {
+  const Backend* runs[compiled_count];
+  int count = 0;
+  Table() {
+    for (const Backend* backend : compiled)
+      if ((backend->needs & ~features) == 0) runs[count++] = backend;
+  }
+};
+const Table here;
+std::atomic<const Backend*> forced{nullptr};
+
+// What a calling thread's runs work in, kept between calls so that a hot call allocates nothing.
+struct Workspace {
+  char* at = nullptr;
+  size_t bytes = 0;
+  bool busy = false;
+
+  bool grow(size_t wanted) {
+    if (wanted <= bytes) return true;
+    std::free(at);
+    bytes = (wanted + 4095) / 4096 * 4096;
+    at = bytes < wanted ? nullptr : static_cast<char*>(std::aligned_alloc(4096, bytes));
+    if (!at) bytes = 0;
+    return at != nullptr;
+  }
+  void shrink() {
+    std::free(at);
+    at = nullptr;
+    bytes = 0;
+  }
+  ~Workspace() { std::free(at); }
+};
+thread_local Workspace kept;
+constexpr size_t most_kept = 64 << 20;
+
+struct Context {
+  const Backend& backend;
+  const Problem& problem;
+  const Plan& plan;
+  char* scratch;
+};
+
+void attend_task(const void* context, int64_t index, int thread) {
+  const Context& c = *static_cast<const Context*>(context);
+  c.backend.attend(c.problem, c.plan, index, c.scratch + thread * c.plan.scratch_bytes);
+}
+
+void merge_task(const void* context, int64_t index, int thread) {
+  const Context& c = *static_cast<const Context*>(context);
+  c.backend.merge(c.problem, c.plan, index, c.scratch + thread * c.plan.scratch_bytes);
+}
+
+}  // namespace
+
+const Backend* const* backends(int* count) {
+  *count = here.count;
+  return here.runs;
+}
+
+const Backend* const* compiled_backends(int* count) {
+  *count = compiled_count;
+  return compiled;
+}
+
+uint32_t machine_features() { return features; }
+
+const Backend& chosen() {
+  const Backend* backend = forced.load(std::memory_order_relaxed);
+  return backend ? *backend : *here.runs[0];
+}
+
+bool force(const char* name) {
+  if (!name) {
+    forced = nullptr;
+    return true;
+  }
+  for (int i = 0; i < here.count; ++i)
+    if (std::strcmp(here.runs[i]->name, name) == 0) {
+      forced = here.runs[i];
+      return true;
+    }
+  return false;
+}
+
+Outcome answer(const Backend& backend, const Problem& problem, Plan& plan) {
+  if (plan.tasks == 0) return Outcome::done;
+  size_t scratch = size_t(plan.threads) * plan.scratch_bytes, partials, wanted;
+  if (__builtin_mul_overflow(size_t(plan.tasks), size_t(plan.partial_bytes), &partials) ||
+      __builtin_add_overflow(scratch, partials, &wanted))
+    return Outcome::out_of_memory;
+
+  Workspace own;   // for a call from a signal handler that came in the middle of another
+  Workspace& space = kept.busy ? own : kept;
+  if (!space.grow(wanted)) return Outcome::out_of_memory;
+  space.busy = true;
+  plan.partials = space.at + scratch;
+  Context context{backend, problem, plan, space.at};
+  bool done = run({attend_task, &context}, plan.tasks, plan.threads);
+  if (done && plan.ranges > 1) done = run({merge_task, &context}, plan.tasks / plan.ranges, plan.threads);
+  space.busy = false;
+  if (space.bytes > most_kept) space.shrink();
+  return done ? Outcome::done : Outcome::interrupted;
+}
+
+}  // namespace harken

@@ -1,0 +1,59 @@
+// avx512.hpp - AVX-512 F, BW, DQ, VL: 16 floats, 32 registers, exponents by instruction.
+#pragma once
+
+#include <immintrin.h>
+
+namespace harken {
+namespace {
+constexpr int vector_bytes = 64;
+}
+}  // namespace harken
+
+#include "../lanes.hpp"
+
+namespace harken {
+namespace {
+
+constexpr uint32_t needs = has_avx2 | has_fma | has_f16c | has_avx512;
+
+// Sums held in a tile of the products, rows x columns of registers: 6 x 4 = 24 of 32, with 4 for the columns and 1 for a row.
+constexpr int columns = 4;
+constexpr int rows_for(int c) { return c == 4 ? 6 : c == 3 ? 8 : 12; }
+
+HARKEN_INLINE F32 max(F32 a, F32 b) { return (F32)_mm512_max_ps((__m512)a, (__m512)b); }
+HARKEN_INLINE F64 max(F64 a, F64 b) { return (F64)_mm512_max_pd((__m512d)a, (__m512d)b); }
+HARKEN_INLINE bool any(Words32 truth) { return _mm512_movepi32_mask((__m512i)truth) != 0; }
+HARKEN_INLINE bool any(Words64 truth) { return _mm512_movepi64_mask((__m512i)truth) != 0; }
+
+HARKEN_INLINE F32 take(const f16* at) { return (F32)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)at)); }
+HARKEN_INLINE void put(f16* at, F32 x) {
+  _mm256_storeu_si256((__m256i*)at, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
+}
+
+// VREDUCE gives x - floor(x), VSCALEF multiplies by 2^floor(x): 7 operations instead of 9, and no clamp, because
+// scalef(p, -inf) == 0. 1 to 2 % of a whole call over the general form. Coefficients: minimax on [0, 1), constant held at 1.
+HARKEN_INLINE F32 exp2(F32 x) {
+  F32 f = (F32)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  F32 p = fill(1.867130050e-03f);
+  p = p * f + 9.017030708e-03f;
+  p = p * f + 5.579991266e-02f;
+  p = p * f + 2.401644439e-01f;
+  p = p * f + 6.931512952e-01f;
+  p = p * f + 1.f;
+  return (F32)_mm512_scalef_ps((__m512)p, (__m512)x);
+}
+
+HARKEN_INLINE F64 exp2(F64 x) {
+  constexpr double c[] = {0x1.62e42fefa39efp-1,  0x1.ebfbdff82c4ffp-3,  0x1.c6b08d704fa4fp-5,  0x1.3b2ab6fa48563p-7,
+                          0x1.5d87fecf83f7bp-10, 0x1.4309065c8357ap-13, 0x1.ffce434c232f0p-17, 0x1.629e703ac7f08p-20,
+                          0x1.b7a2459dca29cp-24, 0x1.c7ea67ee59ebfp-28, 0x1.509edf2ecfdf8p-31};
+  F64 f = (F64)_mm512_reduce_pd((__m512d)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  F64 p = fill(c[10]);
+#pragma GCC unroll 10
+  for (int i = 9; i >= 0; --i) p = p * f + c[i];
+  p = p * f + 1.;
+  return (F64)_mm512_scalef_pd((__m512d)p, (__m512d)x);
+}
+
+}  // namespace
+}  // namespace harken

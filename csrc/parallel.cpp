@@ -1,0 +1,150 @@
+// parallel.cpp - tasks are handed out one by one from a counter to a team that OpenMP keeps.
+//
+// Which thread runs a task never shows in the result, so handing out is free to follow the load. Measured on two cores
+// with libgomp: fork and join 1 us while the team is hot; see python/harken/_load.py for the cold case and the spinning.
+#include "parallel.hpp"
+
+#include <dlfcn.h>
+#include <omp.h>
+#include <pthread.h>
+#include <time.h>
+
+#include <atomic>
+#include <cstdlib>
+
+#include "processors.hpp"
+
+namespace harken {
+namespace {
+
+struct Run {
+  const Job& job;
+  int64_t count;
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> stop{false};
+};
+
+// The run that this thread works for, and whether this thread began it.
+thread_local Run* current = nullptr;
+thread_local bool began = false;
+thread_local int64_t asked_at = 0;
+
+std::atomic<bool (*)()> interrupt{nullptr};
+std::atomic<bool> team_exists{false};
+
+int64_t milliseconds() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+void work(Run& run, int thread) {
+  for (int64_t i; (i = run.next.fetch_add(1, std::memory_order_relaxed)) < run.count;) {
+    if (interrupted()) return;
+    run.job.task(run.job.context, i, thread);
+  }
+}
+
+int positive(const char* name) {
+  const char* text = std::getenv(name);
+  int count = text ? std::atoi(text) : 0;   // OMP_NUM_THREADS may be a list, one number a level: the first counts
+  return count > 0 ? count : 0;
+}
+
+struct Threads {
+  int count;
+  const char* why;
+};
+
+Threads default_threads() {
+  if (int count = positive("HARKEN_NUM_THREADS")) return {count, "HARKEN_NUM_THREADS"};
+  if (int count = positive("OMP_NUM_THREADS")) return {count, "OMP_NUM_THREADS"};
+  Processors cpus = processors();
+  return {cpus.usable, cpus.quota_binds ? "the container's CPU quota" : "the processors this process may use"};
+}
+
+const Threads by_default = default_threads();
+const int openmp_at_load = omp_get_max_threads();
+std::atomic<int> set_by_call{0};
+
+// After a fork the child has none of the team's threads, and libgomp would wait for them for ever. Ending the team before
+// the fork cures both sides: each makes a new one when it next needs it.
+void before_fork() {
+  if (team_exists.exchange(false)) omp_pause_resource_all(omp_pause_hard);
+}
+
+const int fork_handler = pthread_atfork(before_fork, nullptr, nullptr);
+
+}  // namespace
+
+int get_threads() {
+  int count = set_by_call.load(std::memory_order_relaxed);
+  return count > 0 ? count : by_default.count;
+}
+
+void set_threads(int count) { set_by_call = count; }
+
+const char* why_threads() { return set_by_call.load() > 0 ? "set_num_threads" : by_default.why; }
+
+int usable_threads(int asked) {
+  int count = asked > 0 ? asked : get_threads();
+  int limit = omp_get_max_threads();   // threadpoolctl and omp_set_num_threads change this one
+  if (limit != openmp_at_load && limit < count) count = limit;
+  return count;
+}
+
+bool interrupted() {
+  Run* run = current;
+  if (!run) return false;
+  if (run->stop.load(std::memory_order_relaxed)) return true;
+  if (!began) return false;
+  bool (*ask)() = interrupt.load(std::memory_order_relaxed);
+  if (!ask) return false;
+  int64_t now = milliseconds();
+  if (now - asked_at < 20) return false;
+  asked_at = now;
+  if (ask()) run->stop = true;
+  return run->stop;
+}
+
+void set_interrupt(bool (*asked)()) { interrupt = asked; }
+
+bool run(const Job& job, int64_t count, int threads) {
+  Run run{job, count};
+  // A signal handler that interrupted() lets in may call again on this thread, so what was there is put back.
+  Run* outer = current;
+  bool outer_began = began;
+  current = &run;
+  began = true;
+  if (outer == nullptr) asked_at = milliseconds();
+
+  if (threads <= 1) {
+    work(run, 0);
+  } else {
+    team_exists = true;
+    // Always the same team: libgomp ends and creates threads when the number changes. The surplus goes straight on.
+    int team = threads > get_threads() ? threads : get_threads();
+#pragma omp parallel num_threads(team)
+    {
+      int thread = omp_get_thread_num();
+      if (thread < threads) {
+        if (thread > 0) {
+          current = &run;
+          began = false;
+        }
+        work(run, thread);
+        if (thread > 0) current = nullptr;
+      }
+    }
+  }
+  current = outer;
+  began = outer_began;
+  return !run.stop;
+}
+
+const char* openmp_runtime() {
+  Dl_info library;
+  return dladdr((void*)&omp_get_max_threads, &library) ? library.dli_fname : "";
+}
+
+}  // namespace harken

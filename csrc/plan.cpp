@@ -1,0 +1,81 @@
+// plan.cpp - the cut itself: the numbers that decide it, each with the measurement behind it.
+#include "plan.hpp"
+
+#include "backend.hpp"
+#include "parallel.hpp"
+
+namespace harken {
+namespace {
+
+constexpr int64_t task_queries = 256;       // a tile of queries shares each block of keys; 64 cost 3 to 5 %
+constexpr int64_t tiled_block = 128;        // keys; 64 to 192 are within 1 %
+constexpr int64_t decode_block = 64;
+constexpr int64_t decode_queries = 8;       // up to here channels in lanes beat queries in lanes
+constexpr int64_t decode_range = 512;       // keys: a range of 128 channels in float32 is 0.5 MB, 20 us of reading
+constexpr int64_t tiled_range = 4096;
+constexpr int64_t few_tiles = 4;            // of one head
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// A guess at the microseconds on one thread, to decide whether another is worth waking (about 1 us hot, 60 us cold).
+double microseconds(const Problem& p, const Backend& backend) {
+  double heads = double(p.batches) * double(p.Hq), pairs = heads * double(p.Lq) * double(p.Lk);
+  double flops = 2 * pairs * double(p.D + p.Dv);
+  double bytes = double(p.batches) * double(p.Hkv) * double(p.Lk) * double(p.D + p.Dv) * double(size_of(p.type));
+  double rate = 6e3 * backend.tiling[p.type == Type::f64].lanes;   // flops a microsecond, half of the usual
+  return flops / rate + bytes / 40e3;
+}
+
+}  // namespace
+
+Plan cut(const Problem& p, const Backend& backend, int asked) {
+  const int threads = usable_threads(asked);
+  Plan plan;
+  bool decode = p.Lq <= decode_queries && !p.weights.data;
+  plan.form = decode ? Form::decode : Form::tiled;
+  plan.why_form = decode             ? "few queries: every key and value is read once"
+                  : p.weights.data ? "weights are asked for, which tiles of queries give"
+                                   : "many queries: they lie along the lanes and share blocks of keys";
+  plan.heads = decode ? p.Hkv : p.Hq;
+  plan.key_block = decode ? decode_block : tiled_block;
+  plan.tile_rows = decode ? p.Lq : p.Lq < task_queries ? p.Lq : task_queries;
+  plan.tiles = plan.tile_rows == 0 ? 0 : divide_up(p.Lq, plan.tile_rows);
+
+  int64_t range = decode ? decode_range : tiled_range;
+  bool split = (decode || plan.tiles <= few_tiles) && p.Lk > range && !p.weights.data;
+  plan.ranges = split ? divide_up(p.Lk, range) : 1;
+  plan.range_keys = split ? range : p.Lk;
+  plan.why_ranges = split              ? "few tiles of queries and many keys: ranges of keys, added up in order"
+                    : p.weights.data ? "weights are asked for: one range"
+                                     : "the tiles of queries are enough, or the keys few";
+
+  plan.tasks = p.batches * plan.heads * plan.tiles * plan.ranges;
+  int64_t rows = decode ? p.Lq * (p.Hkv ? p.Hq / p.Hkv : 0) : plan.tile_rows;
+  int64_t width = p.type == Type::f64 ? 8 : 4;
+  plan.partial_bytes = split ? (rows * (p.Dv + 2) * width + 63) / 64 * 64 : 0;
+  plan.partials = nullptr;
+
+  bool small = microseconds(p, backend) < 15;
+  plan.threads = small ? 1 : threads;
+  if (plan.threads > plan.tasks) plan.threads = plan.tasks > 1 ? int(plan.tasks) : 1;
+  plan.why_threads = small                        ? "small: it stays on the calling thread"
+                     : plan.threads < threads ? "no more tasks than that"
+                                              : why_threads();
+  plan.scratch_bytes = (backend.scratch(p, plan) + 4095) / 4096 * 4096;
+  return plan;
+}
+
+Task task_at(const Problem& p, const Plan& plan, int64_t index) {
+  Task task;
+  task.index = index;
+  int64_t range = index % plan.ranges, tile = index / plan.ranges % plan.tiles, head = index / plan.ranges / plan.tiles;
+  task.b = head / plan.heads;
+  task.h = head % plan.heads;
+  task.q0 = tile * plan.tile_rows;
+  task.q1 = task.q0 + plan.tile_rows < p.Lq ? task.q0 + plan.tile_rows : p.Lq;
+  task.k0 = range * plan.range_keys;
+  task.k1 = task.k0 + plan.range_keys < p.Lk ? task.k0 + plan.range_keys : p.Lk;
+  return task;
+}
+
+}  // namespace harken

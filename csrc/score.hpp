@@ -1,0 +1,52 @@
+// score.hpp - what becomes of s = q.k before the softmax sees it.
+//
+//     s <- scale s                       folded into Q when it is packed; cosine: rows of Q and K are divided by their norms
+//     s <- cap tanh(s / cap)             softcap
+//     s <- s + bias                      any additive term
+//     s <- s - slope |p - j|             alibi; p the query's position, j the key's
+//
+// in units of log2 e, because the softmax is taken in base 2. F is a register of numbers, or one number on a GPU.
+#pragma once
+
+#include "problem.hpp"
+
+namespace harken {
+namespace {
+
+constexpr double log2e = 0x1.71547652b82fep0, ln2 = 0x1.62e42fefa39efp-1;
+
+// The modifiers of one head, in units of log2 e.
+template <class T>
+struct Modifiers {
+  T cap;                       // 0: none
+  T slope;
+  bool bias, alibi;
+  bool linear() const { return cap == 0; }   // a constant added to q.k stays a constant in s
+  bool any() const { return cap != 0 || alibi || bias; }
+};
+
+template <class F, class T>
+inline F softcapped(F s, T cap) {
+  return cap * tanh(s * (T(1) / cap));
+}
+
+template <class F>
+inline F biased(F s, F bias) {
+  return s + bias * decltype(F{}[0] + F{}[0])(log2e);
+}
+
+template <class F>
+inline F distanced(F s, F slope, F p, F j) {
+  return s - slope * absolute(p - j);
+}
+
+// 1 / |x| for a row of n numbers, in double so that no float overflows; a zero row stays zero.
+template <class T>
+inline double inverse_norm(const T* x, int64_t n) {
+  double sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += double(x[i]) * double(x[i]);
+  return sum == 0 ? 0 : 1 / __builtin_sqrt(sum);
+}
+
+}  // namespace
+}  // namespace harken
