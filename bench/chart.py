@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import machine
+
 COLORS = {"numpy": "#4c72b0", "torch": "#dd5f32", "onnxruntime": "#7a7a7a", "jax": "#8f63b8", "openvino": "#2a9d8f"}
 TICKS = (0.05, 0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 50, 100)
 
@@ -18,15 +20,20 @@ def draw(path: Path, report: dict[str, Any]) -> None:
 
     panels = list(report["summary"])
     rows = max(sum(entry["dtype"] == dtype for entry in report["results"]) for dtype in panels) + 1
-    size = (1.5 + 4.5 * len(panels), 1.6 + 0.36 * rows)
-    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
-    for axis, dtype in zip(axes[0], panels, strict=True):
+    high, wide = (len(panels) + 1) // 2, min(2, len(panels))
+    size = (1.0 + 5.0 * wide, 0.6 + high * (1.2 + 0.36 * rows))
+    figure, axes = plt.subplots(high, wide, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, dtype in zip(axes.flat, panels, strict=False):
         fill(axis, dtype, report)
 
-    shown = {label: dots for axis in axes[0] for dots, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    shown = {label: dots for axis in axes.flat for dots, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     style: dict[str, Any] = {"ncols": len(shown), "frameon": False, "handletextpad": 0.1}
     figure.legend(shown.values(), shown, loc="outside lower center", **style)
     title = f"harken {report['versions']['harken']}  ·  {report['machine']['cpu']}  ·  {report['threads']} threads"
+    if report["others"] > machine.QUIET:
+        title += f"  ·  not a quiet machine: {100 * report['others']:.0f} % of its time went to others"
     figure.suptitle(title, x=0.01, ha="left", fontsize=9)
     figure.savefig(path, dpi=160)
     plt.close(figure)
@@ -50,7 +57,7 @@ def fill(axis: Any, dtype: str, report: dict[str, Any]) -> None:
     axis.set_xticks(ticks, [f"{x:g}" for x in ticks])
     axis.set_xticks([], minor=True)
     axis.set_yticks(range(len(entries) + 1), [*(entry["problem"]["name"] for entry in entries), "geometric mean"])
-    axis.set_xlabel("time of the rival / time of harken      shaded: the rival is faster", fontsize=9)
+    axis.set_xlabel("time of the rival / time of harken\nshaded: the rival is faster", fontsize=9)
     axis.set_title(dtype, loc="left", fontweight="bold")
     axis.axvspan(low, 1, color="#f4e9e6", zorder=0)
     axis.axvline(1, color="#555555", linewidth=1, zorder=1)

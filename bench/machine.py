@@ -11,6 +11,7 @@ from typing import Any
 # The variables that change how fast somebody runs.
 VARIABLES = ("ATEN_", "DNNL_", "GOMP_", "HARKEN_", "KMP_", "MKL_", "NPROC", "OMP_", "ONEDNN_", "OPENBLAS_", "XLA_")
 VECTORS = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "amx_fp16")
+QUIET = 0.05  # the share of the machine's CPU time that may go elsewhere before its figures are not to be believed
 
 
 def cpus() -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import machine
+
 # One entry of the JSON: a problem at a dtype, with one result for each rival. {"status": "ok", "seconds": ..., ...}
 Entry = dict[str, Any]
 
@@ -28,6 +30,8 @@ def rate(entry: Entry, result: dict[str, Any]) -> str:
 def lines(entry: Entry) -> list[str]:
     """The table of one problem."""
     rows = [title(entry)]
+    if entry["others"] > machine.QUIET:
+        rows.append(f"  not quiet: {100 * entry['others']:.0f} % of the machine's CPU time went to others")
     for name, result in entry["rivals"].items():
         if result["status"] != "ok":
             rows.append(f"  {name:<12}{result['status']}: {result['reason']}")

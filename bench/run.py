@@ -17,7 +17,7 @@ What makes it a comparison:
   the rival's time by harken's in the same round. Error: relative Frobenius distance to the float64 result.
 - GFLOP/s are 4 B Hq Lq Lk D / t, half for causal problems; GB/s, for decoding, count q, k, v and the result once.
 - Hot inputs: each call reads the arrays of the call before it. Those of decode4k and decode8x1k exceed the L2 cache.
-- A machine that has other things to do measures these: the last line says how much of its time went elsewhere.
+- A machine that has other things to do measures these: it is said how much of its time went elsewhere.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     tasks = [(PROBLEMS[name], dtype) for dtype in options.dtypes for name in options.problems]
     for i, (problem, dtype) in enumerate(tasks):
         progress = teller(f"[{i + 1}/{len(tasks)}] {problem.name} {dtype}")
-        report["results"].append(compare(problem, dtype, loaded, options.threads, options.seconds, progress))
+        meanwhile = machine.Quiet()
+        entry = compare(problem, dtype, loaded, options.threads, options.seconds, progress)
+        report["results"].append(entry | {"others": meanwhile.others()})
         progress("")
         print("\n".join(lines(report["results"][-1])), end="\n\n", flush=True)
         report["summary"] = summarize(report["results"])
@@ -76,8 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.json:
             options.json.write_text(json.dumps(report, indent=1) + "\n")
     print("\n".join(summary_lines(report["summary"])))
-    others = f"{100 * report['others']:.0f} % of the machine's CPU time went to others during this run"
-    print(others if report["others"] < 0.05 else f"NOT A QUIET MACHINE: {others}; do not believe these figures")
+    print(f"{100 * report['others']:.0f} % of the machine's CPU time went to others during this run")
+    if report["others"] > machine.QUIET:
+        print("NOT A QUIET MACHINE: do not believe these figures")
     if options.chart and report["summary"]:
         importlib.import_module("chart").draw(options.chart, report)
     return 0

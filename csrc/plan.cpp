@@ -10,7 +10,8 @@ namespace {
 constexpr int64_t task_queries = 256;       // a tile of queries shares each block of keys; 64 cost 3 to 5 %
 constexpr int64_t tiled_block = 128;        // keys; 64 to 192 are within 1 %
 constexpr int64_t decode_block = 64;
-constexpr int64_t decode_queries = 8;       // up to here channels in lanes beat queries in lanes
+constexpr int64_t decode_queries = 12;      // up to here channels in lanes are ahead of queries in lanes, ...
+constexpr int64_t decode_queries_narrow = 8;   // ... or up to here below 64 channels
 constexpr int64_t decode_range = 512;       // keys: a range of 128 channels in float32 is 0.5 MB, 20 us of reading
 constexpr int64_t tiled_range = 4096;
 constexpr int64_t few_tiles = 4;            // of one head
@@ -31,7 +32,7 @@ double microseconds(const Problem& p, const Backend& backend) {
 Plan cut(const Problem& p, const Backend& backend, int asked) {
   const int threads = usable_threads(asked);
   Plan plan;
-  bool decode = p.Lq <= decode_queries && !p.weights.data;
+  bool decode = p.Lq <= (p.D < 64 ? decode_queries_narrow : decode_queries) && !p.weights.data;
   plan.form = decode ? Form::decode : Form::tiled;
   plan.why_form = decode             ? "few queries: every key and value is read once"
                   : p.weights.data ? "weights are asked for, which tiles of queries give"

@@ -21,7 +21,6 @@ struct Modifiers {
   T cap;                       // 0: none
   T slope;
   bool bias, alibi;
-  bool linear() const { return cap == 0; }   // a constant added to q.k stays a constant in s
   bool any() const { return cap != 0 || alibi || bias; }
 };
 

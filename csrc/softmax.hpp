@@ -46,8 +46,10 @@ inline F reference(F m) {
 
 // A sink is one more key, of weight 1 and no value: (m, l, O) + (sink, 1, 0). Returns the factor a of O.
 inline double add_sink(double& m, double& l, double sink) {
+  constexpr double none = -__builtin_inf();
+  if (sink == none) return 1;
   double M = sink > m ? sink : m;
-  double a = m == -__builtin_inf() ? 0 : __builtin_exp2(m - M);
+  double a = m == none ? 0 : __builtin_exp2(m - M);
   l = a * l + __builtin_exp2(sink - M);
   m = M;
   return a;

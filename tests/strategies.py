@@ -67,7 +67,9 @@ def calls(draw: st.DrawFn, dtype: Any, Lq: Sizes, Lk: Sizes, D: Sizes, special: 
         "q_start": lambda: integers(-nk - 2, nk + 2),
         "q_lengths": lambda: integers(0, nq),
         "kv_lengths": lambda: integers(0, nk),
-        "scale": lambda: rng.standard_normal(part(lead)) / 2 if draw(st.booleans()) else draw(st.sampled_from([0, -1.0])),
+        "scale": lambda: (
+            rng.standard_normal(part(lead)) / 2 if draw(st.booleans()) else draw(st.sampled_from([0, -1.0]))
+        ),
         "score": lambda: "cosine",
         "softcap": lambda: draw(st.sampled_from([0.5, 3, 30.0])),
         "alibi": lambda: rng.standard_normal(part(lead)) / 5,

@@ -83,8 +83,8 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
      "mask is int64: wanted bool, True where a query may look; give mask != 0, or bias= for numbers that are added to "
      "the scores"),
     (qkv(mask=zeros(5, 10)), TypeError,
-     "mask is float32: wanted bool, True where a query may look; give mask != 0, or bias= for numbers that are added to "
-     "the scores"),
+     "mask is float32: wanted bool, True where a query may look; give mask != 0, or bias= for numbers that are added "
+     "to the scores"),
     (qkv(mask=np.ones((5, 11), bool)), ValueError,
      "mask has shape (5, 11): wanted one that broadcasts to (2, 8, 5, 10), (..., Hq, Lq, Lk)"),
     (qkv(mask=np.ones((1, 2, 8, 5, 10), bool)), ValueError,
@@ -112,9 +112,12 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     (qkv(window=(True, 1)), TypeError,
      "window is (True, 1): each side is an integer, or None for an unbounded one"),
     # positions and lengths
-    (qkv(q_start=1.5), TypeError, "q_start is float64: wanted integers, one for all or one for each of the leading axes"),
-    (qkv(q_start=True), TypeError, "q_start is bool: wanted integers, one for all or one for each of the leading axes"),
-    (qkv(q_start=[1, 2, 3]), ValueError, "q_start has shape (3,): wanted one that broadcasts to (2,), the leading axes"),
+    (qkv(q_start=1.5), TypeError,
+     "q_start is float64: wanted integers, one for all or one for each of the leading axes"),
+    (qkv(q_start=True), TypeError,
+     "q_start is bool: wanted integers, one for all or one for each of the leading axes"),
+    (qkv(q_start=[1, 2, 3]), ValueError,
+     "q_start has shape (3,): wanted one that broadcasts to (2,), the leading axes"),
     (qkv(q_lengths=6), ValueError, "q_lengths is 6: wanted 0 to 5, the queries in q"),
     (qkv(kv_lengths=-1), ValueError, "kv_lengths is -1: wanted 0 to 10, the keys in k"),
     (qkv(kv_lengths=10**30), ValueError, f"kv_lengths is {10**30}: wanted 0 to 10, the keys in k"),
@@ -185,7 +188,7 @@ def test_text(function: Any, call: dict[str, Any], error: type[Exception], text:
 def test_matrix() -> None:
     with pytest.warns(PendingDeprecationWarning):
         matrix = np.matrix(zeros(5, 64))
-    with pytest.raises(TypeError, match=r"^v is a numpy.matrix, whose \* and slices mean something else: give np.asarray"):
+    with pytest.raises(TypeError, match=r"^v is a numpy\.matrix, .*: give np\.asarray\(v\)$"):
         harken.attention(zeros(5, 64), zeros(5, 64), matrix)
 
 
@@ -219,10 +222,10 @@ def test_call_that_does_not_fit_the_signature(args: tuple[Any, ...], names: dict
 
 
 def test_backend_that_is_not_there() -> None:
-    with pytest.raises(ValueError, match="^there is no backend 'mmx' in this build: wanted one of ") as caught:
+    with pytest.raises(ValueError, match=r"^there is no backend 'mmx' in this build: wanted one of ") as caught:
         harken.set_backend("mmx")
     assert str(caught.value).endswith(", ".join(harken.backends()))
-    with pytest.raises(TypeError, match="^name is 512: wanted one of "):
+    with pytest.raises(TypeError, match=r"^name is 512: wanted one of "):
         harken.set_backend(512)  # type: ignore[arg-type]
 
 
@@ -235,7 +238,9 @@ def test_backend_from_the_environment() -> None:
     for backend in harken.backends():
         with forced(backend):
             assert harken.get_backend() == backend
-        assert name_of(backend).stdout.strip() == f"{backend}|chosen by HARKEN_BACKEND, of {', '.join(harken.backends())}"
+        assert (
+            name_of(backend).stdout.strip() == f"{backend}|chosen by HARKEN_BACKEND, of {', '.join(harken.backends())}"
+        )
     assert name_of("").stdout.startswith(f"{harken.backends()[0]}|the best")
     wrong = name_of("mmx")
     assert wrong.returncode == 1
@@ -247,17 +252,17 @@ def test_backend_from_the_environment() -> None:
 
 @pytest.mark.parametrize("count", [0, -1, 2**40, 10**30])
 def test_number_of_threads_out_of_range(count: int) -> None:
-    with pytest.raises(ValueError, match=f"^count is {count}: wanted 1 or more, or None for the default$"):
+    with pytest.raises(ValueError, match=rf"^count is {count}: wanted 1 or more, or None for the default$"):
         harken.set_num_threads(count)
 
 
 @pytest.mark.parametrize("count", [1.0, True, "2"])
 def test_number_of_threads_is_no_integer(count: Any) -> None:
-    with pytest.raises(TypeError, match="^count is .*: wanted an integer, 1 or more, or None for the default$"):
+    with pytest.raises(TypeError, match=r"^count is .*: wanted an integer, 1 or more, or None for the default$"):
         harken.set_num_threads(count)
 
 
 def test_out_of_memory() -> None:
-    q = np.broadcast_to(zeros(1, 8), (2**20, 2**20, 8))
+    q = np.broadcast_to(zeros(1, 16), (2**22, 2**22, 16))  # 2**50 bytes of out: more than there are addresses
     with pytest.raises(MemoryError):
         harken.attention(q, q[:, :1], q[:, :1])

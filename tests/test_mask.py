@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compare import Array, bits, check, poisoned, qkv
+from compare import Array, check, poisoned, qkv, same_bits
 
 import harken
 
@@ -19,7 +19,7 @@ rows = pytest.mark.parametrize("Lq", [1, 5, 16, 17, 70])
 
 def call(dtype: Dtype, Lq: int, Lk: int = 150, **shape: Any) -> tuple[Array, Array, Array]:
     """Two batches of four query heads over two key heads."""
-    return qkv(dtype, Lq, Lk, **({"Hq": 4, "Hkv": 2, "batch": (2,)} | shape))
+    return qkv(dtype, Lq, Lk, **{"Hq": 4, "Hkv": 2, "batch": (2,), **shape})
 
 
 def random(*shape: int, share: float = 0.5) -> Array:
@@ -40,8 +40,8 @@ def test_causal_aligns_the_last_query_with_the_last_key(backend: str) -> None:
         np.testing.assert_array_equal(visible, np.tri(Lq, Lk, Lk - Lq, bool))
 
 
-WINDOWS = [(0, 0), (3, 0), (0, 3), (2, 5), (None, 0), (0, None), (None, None), (None, 4), (31, None), (64, 64), (500, 500),
-           (0, 149), (149, 0), (128, 1), (2**62, 2**62)]  # fmt: skip
+WINDOWS = [(0, 0), (3, 0), (0, 3), (2, 5), (None, 0), (0, None), (None, None), (None, 4), (31, None), (64, 64),
+           (500, 500), (0, 149), (149, 0), (128, 1), (2**62, 2**62)]  # fmt: skip
 
 
 @rows
@@ -57,8 +57,8 @@ def test_causal_is_a_window(backend: str, dtype: Dtype) -> None:
     for Lq in (5, 70):
         q, k, v = call(dtype, Lq)
         causal = harken.attention(q, k, v, causal=True)
-        assert np.array_equal(bits(harken.attention(q, k, v, window=(None, 0))), bits(causal))
-        assert np.array_equal(bits(harken.attention(q, k, v, causal=True, window=(None, 9))), bits(causal))
+        same_bits(harken.attention(q, k, v, window=(None, 0)), causal)
+        same_bits(harken.attention(q, k, v, causal=True, window=(None, 9)), causal)
 
 
 @pytest.mark.parametrize(("Lq", "Lk"), [(300, 300), (257, 513), (520, 200), (5, 2000), (1, 4000)])
@@ -127,9 +127,9 @@ MASKS = [(), (1,), (150,), ("Lq", 1), ("Lq", 150), (4, 1, 1), (4, "Lq", 150), (1
 @rows
 @pytest.mark.parametrize("shape", MASKS, ids=lambda x: "x".join(map(str, x)) or "scalar")
 def test_mask_of_every_shape(backend: str, dtype: Dtype, Lq: int, shape: tuple[int | str, ...]) -> None:
-    shape = tuple(Lq if n == "Lq" else int(n) for n in shape)
+    sizes = [Lq if n == "Lq" else int(n) for n in shape]
     for share in (0.05, 0.9):
-        check(*call(dtype, Lq), mask=random(*shape, share=share) if shape else np.array(share > 0.5))
+        check(*call(dtype, Lq), mask=random(*sizes, share=share) if shape else np.array(share > 0.5))
 
 
 def test_mask_of_every_stride(backend: str, dtype: Dtype) -> None:
@@ -150,8 +150,9 @@ def test_lonely_rows(backend: str, dtype: Dtype, Lq: int) -> None:
     for options in ({}, {"bias": np.full((Lq, 1), 1e4)}, {"score": "cosine"}, {"softcap": 3.0}):
         out, lse, weights = harken.attention(q, k, v, mask=mask, **options, return_lse=True, return_weights=True)
         lonely = ~mask.any(axis=-1)
-        assert not out[lonely].any() and not weights[lonely].any() and (lse[lonely] == -np.inf).all()
-        assert np.isfinite(lse[~lonely]).all()
+        assert not out[lonely].any()
+        assert not weights[lonely].any()
+        np.testing.assert_array_equal(lse == -np.inf, lonely)
         check(q, k, v, mask=mask, **options)
         out, lse = harken.attention(q, k, v, mask=mask, **options, sinks=sinks, return_lse=True)
         assert not out[lonely].any()
@@ -163,7 +164,13 @@ def test_everything_is_anded(backend: str, dtype: Dtype, Lq: int) -> None:
     q, k, v = call(dtype, Lq)
     of_q, of_k, start = np.array([Lq, Lq - 1]), np.array([140, 77]), np.array([100, 20])
     mask = random(4, Lq, 150, share=0.8)
-    limits = {"causal": True, "window": (60, 4), "q_start": start, "q_lengths": of_q, "kv_lengths": of_k}
+    limits: dict[str, Any] = {
+        "causal": True,
+        "window": (60, 4),
+        "q_start": start,
+        "q_lengths": of_q,
+        "kv_lengths": of_k,
+    }
     p, j = start[:, None, None, None] + np.arange(Lq)[:, None], np.arange(150)
     dense = mask & (j <= p) & (j >= p - 60) & (j < of_k[:, None, None, None])
     dense &= np.arange(Lq)[:, None] < of_q[:, None, None, None]

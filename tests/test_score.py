@@ -1,4 +1,4 @@
-"""What becomes of q.k before the softmax: scale, cosine, softcap, bias, ALiBi and sinks, each alone and in that order."""
+"""What becomes of q.k before the softmax: scale, cosine, softcap, bias, ALiBi, sinks, each alone and in that order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ rows = pytest.mark.parametrize("Lq", [1, 5, 16, 17, 70])
 
 def call(dtype: Dtype, Lq: int, Lk: int = 150, **shape: Any) -> tuple[Array, Array, Array]:
     """Two batches of four query heads over two key heads."""
-    return qkv(dtype, Lq, Lk, **({"Hq": 4, "Hkv": 2, "batch": (2,)} | shape))
+    return qkv(dtype, Lq, Lk, **{"Hq": 4, "Hkv": 2, "batch": (2,), **shape})
 
 
 def normal(*shape: int) -> Array:

@@ -135,8 +135,28 @@ inline int visible(const Sight& sight, const Queries<T>& q, int64_t k0, int64_t 
 
 constexpr int most_pieces = 2 * columns + 1;
 
-// S = score(K Q) of a block, hidden scores -inf, less `seed` where the score is linear in q.k: subtracting the
-// reference by starting the sums at it costs nothing. Returns the number of pieces; 0: nobody sees anything.
+// A score that nothing modifies starts its sum at -m: the subtraction costs nothing.
+template <class T>
+inline void seed_scores(Bench<T>& bench, const Queries<T>& q, bool seeded) {
+  for (int64_t c = 0; c < q.width; c += lanes<T>) put(bench.seed + c, seeded ? -reference(take(q.m + c)) : Lanes<T>{});
+}
+
+// Where m was far below what now comes, -m was larger than the sum that it was put into, and took its last digits. Those
+// rows start at 0 again. True: there are some.
+template <class T>
+inline bool reseed(Bench<T>& bench, const Queries<T>& q) {
+  bool some = false;
+  for (int64_t c = 0; c < q.width; c += lanes<T>) {
+    Lanes<T> seed = take(bench.seed + c), s = take(bench.top + c) - seed;
+    auto stale = (s > take(q.limit + c)) & (absolute(seed) > absolute(s));
+    if (!any(stale)) continue;
+    put(bench.seed + c, stale ? Lanes<T>{} : seed);
+    some = true;
+  }
+  return some;
+}
+
+// S = seed + score(K Q) of a block, hidden scores -inf. Returns the number of pieces; 0: nobody sees anything.
 template <class T>
 inline int score_block(const Problem& p, const Head<T>& head, Bench<T>& bench, const Queries<T>& q, const Rows<T>& K, int64_t k0,
                        int64_t k1, Piece* pieces, bool& hidden) {
@@ -147,10 +167,7 @@ inline int score_block(const Problem& p, const Head<T>& head, Bench<T>& bench, c
   if (some == Shown::none) return 0;
   hidden |= edge || some == Shown::some;
 
-  for (int64_t c = 0; c < q.width; c += lanes<T>) {
-    put(bench.top + c, fill(T(-infinity)));
-    put(bench.seed + c, head.modifiers.linear() ? -reference(take(q.m + c)) : Lanes<T>{});
-  }
+  for (int64_t c = 0; c < q.width; c += lanes<T>) put(bench.top + c, fill(T(-infinity)));
   for (int n = 0; n < count; ++n) {
     const Piece& at = pieces[n];
     int64_t c = at.c0 * lanes<T>;
@@ -188,8 +205,8 @@ inline int score_block(const Problem& p, const Head<T>& head, Bench<T>& bench, c
 
 // m, l, O for the new top; what the exponentials still have to subtract goes to bench.subtract. False: nothing to subtract.
 template <class T>
-inline bool move_state(const Problem& p, const Head<T>& head, Bench<T>& bench, Queries<T>& q) {
-  bool moved = !head.modifiers.linear();
+inline bool move_state(const Problem& p, Bench<T>& bench, Queries<T>& q, bool seeded) {
+  bool moved = !seeded;
   for (int64_t c = 0; c < q.width; c += lanes<T>) {
     Move<Lanes<T>> by = move(take(q.m + c), take(q.limit + c), take(bench.top + c), -take(bench.seed + c));
     put(bench.subtract + c, by.subtract);
@@ -223,9 +240,12 @@ template <class T>
 inline void absorb(const Problem& p, const Head<T>& head, Bench<T>& bench, Queries<T>& q, const Rows<T>& K, const Rows<T>& V,
                    int64_t k0, int64_t k1, bool careful, bool& hidden) {
   Piece pieces[most_pieces];
+  const bool seeded = !head.modifiers.any();
+  seed_scores(bench, q, seeded);
   int count = score_block(p, head, bench, q, K, k0, k1, pieces, hidden);
   if (count == 0) return;
-  const T* subtract = move_state(p, head, bench, q) ? bench.subtract : nullptr;
+  if (seeded && reseed(bench, q)) score_block(p, head, bench, q, K, k0, k1, pieces, hidden);
+  const T* subtract = move_state(p, bench, q, seeded) ? bench.subtract : nullptr;
   if (careful) see(head, bench, q, k0, k1);
   for (int n = 0; n < count; ++n) {
     const Piece& at = pieces[n];
@@ -304,12 +324,16 @@ inline void weigh(const Problem& p, const Head<T>& head, Bench<T>& bench, const 
                   int64_t k1) {
   Piece pieces[most_pieces];
   bool hidden = false;
+  seed_scores(bench, q, false);
   int count = score_block(p, head, bench, q, K, k0, k1, pieces, hidden);
   if (count == 0) return;
+  hidden &= !finite(bench.subtract, q.width);   // a hidden weight is 0 in a row that is NaN, too
+  if (hidden) see(head, bench, q, k0, k1);
   Tile<T> tile = {bench.S, q.width, {}, T(1), nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
   for (int n = 0; n < count; ++n)
-    each(tile, pieces[n], [&](Lanes<T> s, int64_t, int64_t lane, Lanes<T>) {
-      return exp2(s - (reference(take(q.m + lane)) + take(bench.seed + lane))) * take(bench.subtract + lane);
+    each(tile, pieces[n], [&](Lanes<T> s, int64_t at, int64_t lane, Lanes<T>) {
+      Lanes<T> weight = exp2(s - reference(take(q.m + lane))) * take(bench.subtract + lane);
+      return hidden ? (take(bench.seen + at) == Lanes<T>{} ? weight : Lanes<T>{}) : weight;
     });
   for (int n = 0; n < count; ++n) {
     const Piece& at = pieces[n];

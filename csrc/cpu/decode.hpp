@@ -81,15 +81,11 @@ __attribute__((noinline)) void scores_of_rows(const E* K, int64_t step, int n, c
   }
 }
 
-// O[r] += sum_k P[k][r] V[k] for X registers of channels.
+// O[r] += sum_k P[k][r] V[k] for X registers of channels, summed apart first as in value_tile.
 template <class T, class E, int R, int X>
 __attribute__((noinline)) void values_of_rows(const E* V, int64_t step, int n, const T* P, T* O, int64_t O_step, Ahead ahead) {
   constexpr int keys = keys_in<T, R>;
-  Lanes<T> sum[R][X];
-#pragma GCC unroll 4
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 16
-    for (int x = 0; x < X; ++x) sum[r][x] = take(O + r * O_step + x * lanes<T>);
+  Lanes<T> sum[R][X] = {};
   for (int k = 0; k < n; k += keys, P += lanes<T>)
     for (int i = 0; i < keys && k + i < n; ++i, V += step) {
       ahead.row();
@@ -106,7 +102,10 @@ __attribute__((noinline)) void values_of_rows(const E* V, int64_t step, int n, c
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-    for (int x = 0; x < X; ++x) put(O + r * O_step + x * lanes<T>, sum[r][x]);
+    for (int x = 0; x < X; ++x) {
+      T* at = O + r * O_step + x * lanes<T>;
+      put(at, take(at) + sum[r][x]);
+    }
 }
 
 template <class T, class E, int R, int X>
@@ -126,12 +125,12 @@ inline void selected_values_of_rows(const E* V, int64_t step, int n, const T* P,
   constexpr int keys = keys_in<T, R>;
   for (int r = 0; r < R; ++r)
     for (int64_t d = 0; d < Dv; d += lanes<T>) {
-      Lanes<T> sum = take(O + r * Dv + d);
+      Lanes<T> sum = {};
       for (int k = 0; k < n; ++k) {
         int64_t at = k / keys * lanes<T> + r * keys + k % keys;
         if (seen[at] == 0) sum += fill(P[at]) * take(V + k * step + d);
       }
-      put(O + r * Dv + d, sum);
+      put(O + r * Dv + d, take(O + r * Dv + d) + sum);
     }
 }
 

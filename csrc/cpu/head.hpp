@@ -17,26 +17,38 @@ struct Matrix {
   char* at(int64_t i, int64_t j) const { return data + i * row + j * col; }
 };
 
-inline int64_t batch_offset(const Problem& p, const View& view, int64_t b) {
-  int64_t offset = 0;
-  for (int a = p.batch_axes - 1; a >= 0; --a) {
-    offset += b % p.batch_shape[a] * view.batch[a];
+// Batch row b as an index along each leading axis.
+struct BatchRow {
+  int axes;
+  int64_t index[max_batch_axes];
+
+  int64_t offset(const View& view) const {
+    int64_t sum = 0;
+    for (int a = 0; a < axes; ++a) sum += index[a] * view.batch[a];
+    return sum;
+  }
+};
+
+inline void locate(const Problem& p, int64_t b, BatchRow& row) {
+  row.axes = p.batch_axes;
+  for (int a = p.batch_axes - 1; a > 0; --a) {
+    row.index[a] = b % p.batch_shape[a];
     b /= p.batch_shape[a];
   }
-  return offset;
+  if (p.batch_axes) row.index[0] = b;
 }
 
-inline Matrix matrix_at(const Problem& p, const View& view, int64_t b, int64_t h) {
+inline Matrix matrix_at(const View& view, const BatchRow& b, int64_t h) {
   if (!view.data) return {nullptr, view.type, 0, 0};
-  return {view.data + batch_offset(p, view, b) + h * view.head, view.type, view.row, view.col};
+  return {view.data + b.offset(view) + h * view.head, view.type, view.row, view.col};
 }
 
-inline int64_t integer_at(const Problem& p, const View& view, int64_t b, int64_t otherwise) {
-  return view.data ? *(const int64_t*)(view.data + batch_offset(p, view, b)) : otherwise;
+inline int64_t integer_at(const View& view, const BatchRow& b, int64_t otherwise) {
+  return view.data ? *(const int64_t*)(view.data + b.offset(view)) : otherwise;
 }
 
-inline double number_at(const Problem& p, const View& view, int64_t b, int64_t h, double otherwise) {
-  return view.data ? *(const double*)(view.data + batch_offset(p, view, b) + h * view.head) : otherwise;
+inline double number_at(const View& view, const BatchRow& b, int64_t h, double otherwise) {
+  return view.data ? *(const double*)(view.data + b.offset(view) + h * view.head) : otherwise;
 }
 
 template <class T>
@@ -51,25 +63,27 @@ struct Head {
 };
 
 template <class T>
-inline Head<T> head_at(const Problem& p, int64_t b, int64_t h) {
+inline Head<T> head_at(const Problem& p, int64_t batch_row, int64_t h) {
   Head<T> head;
+  BatchRow b;
+  locate(p, batch_row, b);
   int64_t kv = h / (p.Hq / p.Hkv);
-  head.Q = matrix_at(p, p.q, b, h);
-  head.K = matrix_at(p, p.k, b, kv);
-  head.V = matrix_at(p, p.v, b, kv);
-  head.out = matrix_at(p, p.out, b, h);
-  head.lse = matrix_at(p, p.lse, b, h);
-  head.weights = matrix_at(p, p.weights, b, h);
-  head.mask = matrix_at(p, p.mask, b, h);
-  head.bias = matrix_at(p, p.bias, b, h);
-  head.queries = integer_at(p, p.q_lengths, b, p.Lq);
-  int64_t keys = integer_at(p, p.kv_lengths, b, p.Lk);
-  head.sight = {integer_at(p, p.q_starts, b, keys - head.queries), keys, p.left, p.right};
-  head.scale = number_at(p, p.scales, b, h, p.scale) * log2e;
+  head.Q = matrix_at(p.q, b, h);
+  head.K = matrix_at(p.k, b, kv);
+  head.V = matrix_at(p.v, b, kv);
+  head.out = matrix_at(p.out, b, h);
+  head.lse = matrix_at(p.lse, b, h);
+  head.weights = matrix_at(p.weights, b, h);
+  head.mask = matrix_at(p.mask, b, h);
+  head.bias = matrix_at(p.bias, b, h);
+  head.queries = integer_at(p.q_lengths, b, p.Lq);
+  int64_t keys = integer_at(p.kv_lengths, b, p.Lk);
+  head.sight = {integer_at(p.q_starts, b, keys - head.queries), keys, p.left, p.right};
+  head.scale = number_at(p.scales, b, h, p.scale) * log2e;
   head.has_sink = p.sinks.data != nullptr;
-  head.sink = number_at(p, p.sinks, b, h, 0) * log2e;
+  head.sink = number_at(p.sinks, b, h, 0) * log2e;
   head.cosine = p.score == Score::cosine;
-  head.modifiers = {T(p.softcap * log2e), T(number_at(p, p.slopes, b, h, 0) * log2e), head.bias.data != nullptr,
+  head.modifiers = {T(p.softcap * log2e), T(number_at(p.slopes, b, h, 0) * log2e), head.bias.data != nullptr,
                     p.slopes.data != nullptr};
   return head;
 }

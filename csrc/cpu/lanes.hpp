@@ -208,5 +208,19 @@ HARKEN_INLINE void transpose(F* x) {
   }
 }
 
+// n <= lanes rows of `lanes` numbers, `step` apart, into x[channel][row]; lanes past n repeat the last row. And back.
+template <class T>
+HARKEN_INLINE void take_transposed(const T* from, int64_t step, int n, Lanes<T>* x) {
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes<T>; ++i) x[i] = take(from + (i < n ? i : n - 1) * step);
+  transpose(x);
+}
+
+template <class T>
+HARKEN_INLINE void put_transposed(Lanes<T>* x, int n, T* to, int64_t step) {
+  transpose(x);
+  for (int i = 0; i < n; ++i) put(to + i * step, x[i]);
+}
+
 }  // namespace
 }  // namespace harken

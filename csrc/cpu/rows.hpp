@@ -121,16 +121,14 @@ inline Rows<T> near(const Matrix& M, int64_t i, int64_t i1, int64_t count, int64
   return compact(M, i, i1 - i, count, step, unit, copy);
 }
 
-// n <= lanes rows of `count` numbers, times one factor each, into lanes: to[d * width + i] = factor[i] * row[i][d].
+// 1 <= n <= lanes rows of `count` numbers, times one factor each, into lanes: to[d * width + i] = factor[i] * row[i][d].
 template <class T>
 inline void read_transposed(const Rows<T>& from, int64_t n, int64_t count, Lanes<T> factor, T* to, int64_t width) {
   constexpr int N = lanes<T>;
   int64_t d = 0;
   for (; d + N <= count; d += N) {
     Lanes<T> x[N];
-#pragma GCC unroll 16
-    for (int i = 0; i < N; ++i) x[i] = i < n ? take(from.at + i * from.step + d) : Lanes<T>{};
-    transpose(x);
+    take_transposed(from.at + d, from.step, int(n), x);
 #pragma GCC unroll 16
     for (int i = 0; i < N; ++i) put(to + (d + i) * width, x[i] * factor);
   }
@@ -150,8 +148,7 @@ inline void write_transposed(const T* from, int64_t width, int64_t count, Lanes<
     Lanes<T> x[N];
 #pragma GCC unroll 16
     for (int i = 0; i < N; ++i) x[i] = take(from + (d + i) * width) * factor;
-    transpose(x);
-    for (int i = 0; i < n; ++i) put(to + i * step + d, x[i]);
+    put_transposed(x, int(n), to + d, step);
   }
   for (; d < count; ++d) {
     Lanes<T> x = take(from + d * width) * factor;

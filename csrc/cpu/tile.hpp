@@ -67,13 +67,13 @@ inline void tops(const Tile<T>& tile, const Piece& piece, T* top) {
   }
 }
 
-// P = 2^(S - subtract), l += P.
+// P = 2^(S - subtract), l += P, summed apart first as in value_tile.
 template <class T, int C>
 HARKEN_INLINE void exponentiate(T* S, int64_t width, int64_t rows, const T* subtract, T* l) {
   Lanes<T> sum[C], less[C];
 #pragma GCC unroll 4
   for (int c = 0; c < C; ++c) {
-    sum[c] = take(l + c * lanes<T>);
+    sum[c] = Lanes<T>{};
     less[c] = subtract ? take(subtract + c * lanes<T>) : Lanes<T>{};
   }
   for (int64_t k = 0; k < rows; ++k, S += width)
@@ -85,7 +85,7 @@ HARKEN_INLINE void exponentiate(T* S, int64_t width, int64_t rows, const T* subt
       sum[c] += x;
     }
 #pragma GCC unroll 4
-  for (int c = 0; c < C; ++c) put(l + c * lanes<T>, sum[c]);
+  for (int c = 0; c < C; ++c) put(l + c * lanes<T>, take(l + c * lanes<T>) + sum[c]);
 }
 
 // Not inlined, twice: the loop without a subtraction is the common one.

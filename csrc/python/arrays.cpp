@@ -35,7 +35,7 @@ PyArrayObject* cast(Request& request, Argument argument, PyArrayObject* array, P
 }  // namespace
 
 bool is_bfloat16(PyArray_Descr* descr) {
-  static int number = -1;                           // ml_dtypes registers it once a process
+  static int number = -1;  // ml_dtypes registers it once a process
   if (descr->type_num == number) return true;
   const char* dot = strrchr(descr->typeobj->tp_name, '.');
   if (strcmp(dot == nullptr ? descr->typeobj->tp_name : dot + 1, "bfloat16") != 0) return false;
@@ -47,11 +47,13 @@ void refuse_subclass(Argument argument, PyObject* array) {
   if (PyArray_CheckExact(array)) return;
   const char* name = name_of(argument);
   if (is_instance(array, "numpy", "matrix")) {
-    refuse(PyExc_TypeError, "%s is a numpy.matrix, whose * and slices mean something else: give np.asarray(%s)", name, name);
+    refuse(PyExc_TypeError, "%s is a numpy.matrix, whose * and slices mean something else: give np.asarray(%s)", name,
+           name);
   }
   if (is_instance(array, "numpy.ma", "MaskedArray")) {
-    refuse(PyExc_TypeError, "%s is a masked array, whose mask would be lost: give np.asarray(%s), and mask= for what may be "
-           "looked at", name, name);
+    refuse(PyExc_TypeError,
+           "%s is a masked array, whose mask would be lost: give np.asarray(%s), and mask= for what may be looked at",
+           name, name);
   }
 }
 
@@ -78,8 +80,10 @@ PyArrayObject* booleans(Request& request, Argument argument) {
   const bool plain = PyArray_CheckExact(given);
   auto* array = plain ? reinterpret_cast<PyArrayObject*>(given) : array_of(request, argument);
   if (!PyArray_ISBOOL(array)) {
-    refuse(PyExc_TypeError, "%s is %S: wanted bool, True where a query may look; give mask != 0, or bias= for numbers that "
-           "are added to the scores", name_of(argument), dtype_of(array));
+    refuse(PyExc_TypeError,
+           "%s is %S: wanted bool, True where a query may look; give mask != 0, or bias= for numbers that are added to "
+           "the scores",
+           name_of(argument), dtype_of(array));
   }
   return request.array[argument] = array;
 }
@@ -88,7 +92,8 @@ PyArrayObject* doubles(Request& request, Argument argument) {
   PyArrayObject* array = array_of(request, argument);
   Type type;
   if (!PyTypeNum_ISINTEGER(PyArray_TYPE(array)) && !storage_type(PyArray_DESCR(array), &type)) {
-    refuse(PyExc_TypeError, "%s is %S: wanted numbers, one for all heads or one for each", name_of(argument), dtype_of(array));
+    refuse(PyExc_TypeError, "%s is %S: wanted numbers, one for all heads or one for each", name_of(argument),
+           dtype_of(array));
   }
   return cast(request, argument, array, PyArray_DescrFromType(NPY_DOUBLE), NPY_ARRAY_ALIGNED | NPY_ARRAY_NOTSWAPPED);
 }
@@ -96,10 +101,11 @@ PyArrayObject* doubles(Request& request, Argument argument) {
 PyArrayObject* integers(Request& request, Argument argument) {
   PyArrayObject* array = array_of(request, argument);
   if (!PyTypeNum_ISINTEGER(PyArray_TYPE(array)) && PyArray_SIZE(array) > 0) {
-    refuse(PyExc_TypeError, "%s is %S: wanted integers, one for all or one for each of the leading axes", name_of(argument),
-           dtype_of(array));
+    refuse(PyExc_TypeError, "%s is %S: wanted integers, one for all or one for each of the leading axes",
+           name_of(argument), dtype_of(array));
   }
-  if (PyTypeNum_ISUNSIGNED(PyArray_TYPE(array)) && PyArray_ITEMSIZE(array) == 8) {   // beyond int64 is as good as its end
+  // What lies beyond int64 is as good as its end.
+  if (PyTypeNum_ISUNSIGNED(PyArray_TYPE(array)) && PyArray_ITEMSIZE(array) == 8) {
     const py::object most = py::int_(NPY_MAX_INT64);
     PyObject* clamped = PyObject_CallMethod(reinterpret_cast<PyObject*>(array), "clip", "OO", Py_None, most.ptr());
     array = request.keep(must(clamped));

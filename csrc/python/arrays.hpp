@@ -7,7 +7,7 @@
 
 namespace harken {
 
-// ml_dtypes' bfloat16 without ml_dtypes: NumPy numbers such types as they are registered, their scalar type has the name.
+// ml_dtypes' bfloat16 without ml_dtypes: NumPy numbers such types as they come, and their scalar type has the name.
 bool is_bfloat16(PyArray_Descr* descr);
 
 inline bool storage_type(PyArray_Descr* descr, Type* type) {
@@ -21,16 +21,16 @@ inline bool storage_type(PyArray_Descr* descr, Type* type) {
   return true;
 }
 
-// A copy or the array itself, in a storage type and native byte order. Integers become float64, as NumPy's own functions
-// make them.
+// The array, or a copy in a storage type and native byte order. Integers and bools become float64, as in NumPy's own
+// functions.
 PyArrayObject* convert_floating(Request& request, Argument argument, Type* type);
 
 // The array behind an argument that holds floating numbers. An ndarray of a storage type is read where it lies.
 inline PyArrayObject* floating(Request& request, Argument argument, Type* type) {
   PyObject* given = request[argument];
-  if (PyArray_CheckExact(given)) [[likely]] {
+  if (PyArray_CheckExact(given)) {
     auto* array = reinterpret_cast<PyArrayObject*>(given);
-    if (PyArray_ISNOTSWAPPED(array) && storage_type(PyArray_DESCR(array), type)) [[likely]] {
+    if (PyArray_ISNOTSWAPPED(array) && storage_type(PyArray_DESCR(array), type)) {
       return request.array[argument] = array;
     }
   }
@@ -38,8 +38,8 @@ inline PyArrayObject* floating(Request& request, Argument argument, Type* type) 
 }
 
 PyArrayObject* booleans(Request& request, Argument argument);
-PyArrayObject* doubles(Request& request, Argument argument);                 // one number a head
-PyArrayObject* integers(Request& request, Argument argument);                // int64, one number a batch row, a copy
+PyArrayObject* doubles(Request& request, Argument argument);   // one number a head
+PyArrayObject* integers(Request& request, Argument argument);  // int64, one number a batch row, a copy
 
 // Is it a subclass whose meaning an array of its numbers would lose?
 void refuse_subclass(Argument argument, PyObject* array);

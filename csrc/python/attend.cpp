@@ -9,8 +9,8 @@ namespace {
 // Below this a call is over in about 10 us, and giving the lock away would cost as much as it gives: 0.1 us free, up to
 // 5 ms (sys.getswitchinterval) where another thread takes it.
 constexpr double work_worth_unlocking = 1e6;
-// Signals are looked for every 20 ms: no call that ends sooner needs to know on which thread it is.
-constexpr double work_worth_interrupting = 1e8;
+// Signals are looked for every 20 ms: a call that ends sooner need not know on which thread it is.
+constexpr double work_worth_interrupting = 1e7;
 
 thread_local bool handles_signals = false;
 
@@ -21,8 +21,8 @@ double work(const Problem& problem) {
 
 // Python runs signal handlers on its main thread only. A call on another one need not ask for the lock in vain.
 bool on_main_thread() {
-  const py::module_ threading = py::module_::import("threading");
-  return threading.attr("main_thread")().is(threading.attr("current_thread")());
+  const py::object main_thread = py::module_::import("threading").attr("main_thread")();
+  return main_thread.attr("ident").cast<unsigned long>() == PyThread_get_thread_ident();
 }
 
 Outcome compute(Request& request) {
@@ -55,7 +55,7 @@ PyObject* attend(PyObject* const* values) {
 
   const Outcome outcome = compute(request);
   if (outcome == Outcome::out_of_memory) return PyErr_NoMemory();
-  if (outcome == Outcome::interrupted) return nullptr;   // the signal handler has raised
+  if (outcome == Outcome::interrupted) return nullptr;  // the signal handler has raised
   if (request.aside != nullptr && PyArray_CopyInto(request.result, request.aside) != 0) return nullptr;
 
   auto* result = reinterpret_cast<PyObject*>(request.result);

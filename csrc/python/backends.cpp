@@ -3,18 +3,21 @@
 
 #include <stdlib.h>
 
+#include <string>
+#include <utility>
+
 #include "../parallel.hpp"
 
 namespace harken {
 namespace {
 
 #ifdef __clang__
-constexpr const char* compiler = __VERSION__;       // says Clang itself
+constexpr const char* compiler = __VERSION__;  // says Clang itself
 #else
 constexpr const char* compiler = "GCC " __VERSION__;
 #endif
 
-const char* chosen_by = nullptr;                    // nullptr: nobody, it is the best
+const char* chosen_by = nullptr;  // nullptr: nobody, it is the best
 
 py::list names_of(const Backend* const* (*table)(int*)) {
   int count = 0;
@@ -27,11 +30,11 @@ py::list names_of(const Backend* const* (*table)(int*)) {
 py::str joined(const py::list& names) { return py::str(", ").attr("join")(names); }
 
 py::list feature_names(uint32_t features) {
-  static const struct { uint32_t feature; const char* name; } all[] = {
+  static const std::pair<uint32_t, const char*> all[] = {
       {has_avx2, "avx2"}, {has_fma, "fma"}, {has_f16c, "f16c"}, {has_avx512, "avx512"}};
   py::list names;
-  for (const auto& row : all) {
-    if (features & row.feature) names.append(row.name);
+  for (const auto& [feature, name] : all) {
+    if (features & feature) names.append(name);
   }
   return names;
 }
@@ -40,7 +43,8 @@ py::list feature_names(uint32_t features) {
 py::str no_such_backend(const py::str& name) {
   const bool compiled = compiled_backend_names().contains(name);
   return py::str("there is no backend {!r} {}: wanted one of {}")
-      .format(name, compiled ? "on this machine, though it is in this build" : "in this build", joined(backend_names()));
+      .format(name, compiled ? "on this machine, though it is in this build" : "in this build",
+              joined(backend_names()));
 }
 
 }  // namespace
@@ -55,7 +59,8 @@ void choose_backend(const py::object& name) {
     return;
   }
   if (!py::isinstance<py::str>(name)) {
-    refuse(PyExc_TypeError, "name is %R: wanted one of %U, or None for the best", name.ptr(), joined(backend_names()).ptr());
+    refuse(PyExc_TypeError, "name is %R: wanted one of %U, or None for the best", name.ptr(),
+           joined(backend_names()).ptr());
   }
   if (!force(name.cast<std::string>().c_str())) refuse(PyExc_ValueError, "%U", no_such_backend(name).ptr());
   chosen_by = "set_backend";

@@ -6,12 +6,12 @@
 
 namespace harken {
 
-py::list backend_names();                           // what this machine runs, best first
+py::list backend_names();  // what this machine runs, best first
 py::list compiled_backend_names();
-void choose_backend(const py::object& name);        // None: the best again
-void choose_backend_by_environment();               // HARKEN_BACKEND
+void choose_backend(const py::object& name);  // None: the best again
+void choose_backend_by_environment();         // HARKEN_BACKEND
 py::str why_backend();
 
-py::dict build_facts();                             // for harken.info()
+py::dict build_facts();  // for harken.info()
 
 }  // namespace harken

@@ -28,12 +28,12 @@ constexpr int required_arguments = 3;
 
 const char* name_of(Argument argument);
 
-// A new reference, or nullptr with a Python exception set. Every value is there: what the caller left out is the default
-// of the def. References are the caller's.
+// A new reference, or nullptr with a Python exception set. Every value is there: what the caller left out is the
+// default of the def. References are the caller's.
 using Body = PyObject* (*)(PyObject* const* values);
 
-PyObject* attend(PyObject* const* values);          // (out) or a tuple: out, lse, weights
-PyObject* explain(PyObject* const* values);         // harken.Plan
+PyObject* attend(PyObject* const* values);   // (out) or a tuple: out, lse, weights
+PyObject* explain(PyObject* const* values);  // harken.Plan
 
 // The decorator: a callable object that documents itself as `function` does, whose body is the one named like it.
 py::object native(py::object function);

@@ -15,7 +15,7 @@ T* must(T* object) {
   return object;
 }
 
-py::object shape_text(const npy_intp* sizes, int count);   // the tuple that NumPy would print
+py::object shape_text(const npy_intp* sizes, int count);  // the tuple that NumPy would print
 py::object shape_text(PyArrayObject* array);
 
 }  // namespace harken

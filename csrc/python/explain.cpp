@@ -1,4 +1,6 @@
 // explain.cpp - harken.explain: the plan of a call that is not made.
+#include <string>
+
 #include "../parallel.hpp"
 #include "backends.hpp"
 #include "request.hpp"
@@ -35,16 +37,18 @@ py::object plan_of(const Request& request) {
       request.precision == std::string("highest")
           ? py::str("what was asked for")
           : py::str("{!r} was asked for, and no backend of this build has faster products").format(request.precision);
-  return py::module_::import("harken.explain").attr("Plan")(
-      "backend"_a = backend.name, "form"_a = text_of(plan.form), "dtype"_a = name_of(problem.type),
-      "computed_in"_a = problem.type == Type::f64 ? "float64" : "float32", "precision"_a = "highest",
-      "q"_a = shape_or_none(request, argument::q), "k"_a = shape_or_none(request, argument::k),
-      "v"_a = shape_or_none(request, argument::v), "batches"_a = problem.batches, "heads"_a = plan.heads,
-      "tiles"_a = plan.tiles, "tile_rows"_a = plan.tile_rows, "ranges"_a = plan.ranges, "range_keys"_a = plan.range_keys,
-      "key_block"_a = plan.key_block, "tasks"_a = plan.tasks, "threads"_a = plan.threads,
-      "scratch_bytes"_a = plan.scratch_bytes, "partial_bytes"_a = plan.ranges > 1 ? plan.partial_bytes * plan.tasks : 0,
-      "converted"_a = converted(request), "why_backend"_a = why_backend(), "why_form"_a = plan.why_form,
-      "why_ranges"_a = plan.why_ranges, "why_threads"_a = plan.why_threads, "why_precision"_a = precision);
+  return py::module_::import("harken.explain")
+      .attr("Plan")("backend"_a = backend.name, "form"_a = text_of(plan.form), "dtype"_a = name_of(problem.type),
+                    "computed_in"_a = problem.type == Type::f64 ? "float64" : "float32", "precision"_a = "highest",
+                    "q"_a = shape_or_none(request, argument::q), "k"_a = shape_or_none(request, argument::k),
+                    "v"_a = shape_or_none(request, argument::v), "batches"_a = problem.batches, "heads"_a = plan.heads,
+                    "tiles"_a = plan.tiles, "tile_rows"_a = plan.tile_rows, "ranges"_a = plan.ranges,
+                    "range_keys"_a = plan.range_keys, "key_block"_a = plan.key_block, "tasks"_a = plan.tasks,
+                    "threads"_a = plan.threads, "scratch_bytes"_a = plan.scratch_bytes,
+                    "partial_bytes"_a = plan.ranges > 1 ? plan.partial_bytes * plan.tasks : 0,
+                    "converted"_a = converted(request), "why_backend"_a = why_backend(), "why_form"_a = plan.why_form,
+                    "why_ranges"_a = plan.why_ranges, "why_threads"_a = plan.why_threads,
+                    "why_precision"_a = precision);
 }
 
 }  // namespace

@@ -11,7 +11,8 @@ using namespace harken;
 // None and 0 mean different things to a reader: the default again, and a mistake.
 void choose_threads(const py::object& count) {
   if (count.is_none()) return set_threads(0);
-  const py::object index = py::reinterpret_steal<py::object>(PyBool_Check(count.ptr()) ? nullptr : PyNumber_Index(count.ptr()));
+  const py::object index =
+      py::reinterpret_steal<py::object>(PyBool_Check(count.ptr()) ? nullptr : PyNumber_Index(count.ptr()));
   if (!index) {
     PyErr_Clear();
     refuse(PyExc_TypeError, "count is %R: wanted an integer, 1 or more, or None for the default", count.ptr());

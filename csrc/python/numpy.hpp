@@ -7,7 +7,7 @@
 #define NPY_TARGET_VERSION NPY_1_25_API_VERSION
 #define NPY_NO_DEPRECATED_API NPY_1_25_API_VERSION
 #define PY_ARRAY_UNIQUE_SYMBOL harken_numpy
-#ifndef HARKEN_IMPORTS_NUMPY                        // module.cpp alone
+#ifndef HARKEN_IMPORTS_NUMPY  // module.cpp alone
 #define NO_IMPORT_ARRAY
 #endif
 #include <numpy/arrayobject.h>

@@ -10,14 +10,14 @@ using argument::v;
 
 struct Operand {
   PyArrayObject* array;
-  int leading;                                      // axes before (H, L, D)
+  int leading;  // axes before (H, L, D)
   int64_t heads, rows, channels;
 };
 
 const char* article(Type type) { return type == Type::bf16 ? "ml_dtypes." : "np."; }
 
 void agree(const Request& request, Argument one, Type its, Argument other, Type others) {
-  if (its == others) [[likely]] return;
+  if (its == others) return;
   const char* name = name_of(other);
   const bool method = PyArray_Check(request[other]);
   refuse(PyExc_TypeError, "%s is %s, %s is %s: give both the same dtype, for example %s%s%s%s%s)", name_of(one),
@@ -43,7 +43,7 @@ Operand read_operand(Request& request, Argument argument, View& view) {
   PyArrayObject* array = request.array[argument];
   const int axes = PyArray_NDIM(array);
   const npy_intp *sizes = PyArray_DIMS(array), *strides = PyArray_STRIDES(array);
-  if (axes < 2) [[unlikely]] {
+  if (axes < 2) {
     refuse(PyExc_ValueError, "%s has shape %S: wanted at least two axes, (length, channels)", name_of(argument),
            shape_text(array).ptr());
   }
@@ -62,7 +62,8 @@ Operand read_operand(Request& request, Argument argument, View& view) {
 
 void check_sizes(const Operand& Q, const Operand& K, const Operand& V) {
   if (K.channels != Q.channels) {
-    refuse(PyExc_ValueError, "q has %zd channels, k has %zd: a query and a key need the same number", Q.channels, K.channels);
+    refuse(PyExc_ValueError, "q has %zd channels, k has %zd: a query and a key need the same number", Q.channels,
+           K.channels);
   }
   if (V.rows != K.rows) {
     refuse(PyExc_ValueError, "v has %zd rows, k has %zd: keys and values come in pairs", V.rows, K.rows);
@@ -78,7 +79,8 @@ void check_sizes(const Operand& Q, const Operand& K, const Operand& V) {
 [[noreturn]] void refuse_leading(const Operand (&operands)[3]) {
   py::object text[3];
   for (int n = 0; n < 3; ++n) text[n] = shape_text(PyArray_DIMS(operands[n].array), operands[n].leading);
-  refuse(PyExc_ValueError, "the leading axes of q %S, k %S and v %S do not broadcast: they must be equal, or 1, or missing",
+  refuse(PyExc_ValueError,
+         "the leading axes of q %S, k %S and v %S do not broadcast: they must be equal, or 1, or missing",
          text[0].ptr(), text[1].ptr(), text[2].ptr());
 }
 
@@ -104,7 +106,7 @@ void check_total(const Operand (&operands)[3], Problem& problem) {
   int64_t rows = 1, elements, scores, bytes;
   bool overflow = false;
   problem.batches = 1;
-  auto times = [&](int64_t a, int64_t b, int64_t* product) {   // an axis of size 0 hides no overflow of the others
+  auto times = [&](int64_t a, int64_t b, int64_t* product) {  // an axis of size 0 hides no overflow of the others
     overflow |= __builtin_mul_overflow(a, b == 0 ? 1 : b, product);
   };
   for (int axis = 0; axis < problem.batch_axes; ++axis) {
@@ -117,8 +119,9 @@ void check_total(const Operand (&operands)[3], Problem& problem) {
   times(rows, problem.Lk, &scores);
   times(elements, sizeof(double), &bytes);
   times(scores, sizeof(double), &bytes);
-  if (!overflow) [[likely]] return;
-  refuse(PyExc_ValueError, "q %S, k %S and v %S make a problem of more than 2**63 bytes: nothing can hold or compute it",
+  if (!overflow) return;
+  refuse(PyExc_ValueError,
+         "q %S, k %S and v %S make a problem of more than 2**63 bytes: nothing can hold or compute it",
          shape_text(operands[0].array).ptr(), shape_text(operands[1].array).ptr(), shape_text(operands[2].array).ptr());
 }
 
@@ -141,7 +144,7 @@ void read_operands(Request& request) {
   const auto& [Q, K, V] = operands;
   check_sizes(Q, K, V);
   problem.Hq = Q.heads;
-  problem.Hkv = K.heads == 0 ? 1 : K.heads;         // of nothing: there is no query head either, but Hq / Hkv exists
+  problem.Hkv = K.heads == 0 ? 1 : K.heads;  // of nothing: there is no query head either, but Hq / Hkv exists
   problem.Lq = Q.rows;
   problem.Lk = K.rows;
   problem.D = Q.channels;

@@ -6,13 +6,14 @@
 namespace harken {
 namespace {
 
-constexpr int64_t farthest = unbounded / 2;         // a position; position plus window still fits
+constexpr int64_t farthest = unbounded / 2;  // a position; position plus window still fits
 
 bool flag(const Request& request, Argument argument) {
   PyObject* given = request[argument];
   if (given == Py_False) return false;
   if (given == Py_True) return true;
-  if (!PyArray_IsScalar(given, Bool)) refuse(PyExc_TypeError, "%s is %R: wanted True or False", name_of(argument), given);
+  if (!PyArray_IsScalar(given, Bool))
+    refuse(PyExc_TypeError, "%s is %R: wanted True or False", name_of(argument), given);
   return PyObject_IsTrue(given) == 1;
 }
 
@@ -22,7 +23,7 @@ bool is_bool(PyObject* given) { return PyBool_Check(given) || PyArray_IsScalar(g
 bool integer(PyObject* given, int64_t* value) {
   if (is_bool(given) || !PyIndex_Check(given)) return false;
   const py::object index = py::reinterpret_steal<py::object>(PyNumber_Index(given));
-  if (!index) {                                     // an array of several
+  if (!index) {  // an array of several
     PyErr_Clear();
     return false;
   }
@@ -38,11 +39,12 @@ bool number(PyObject* given, double* value) {
     *value = PyFloat_AS_DOUBLE(given);
     return true;
   }
-  if (is_bool(given) || !(PyLong_Check(given) || PyArray_IsScalar(given, Integer) || PyArray_IsScalar(given, Floating))) {
+  if (is_bool(given) ||
+      !(PyLong_Check(given) || PyArray_IsScalar(given, Integer) || PyArray_IsScalar(given, Floating))) {
     return false;
   }
   *value = PyFloat_AsDouble(given);
-  if (PyErr_Occurred()) {                           // 10**400
+  if (PyErr_Occurred()) {  // 10**400
     PyErr_Clear();
     *value = HUGE_VAL;
   }
@@ -100,8 +102,9 @@ void read_window(Request& request) {
   if (given != Py_None) {
     int64_t size;
     if (integer(given, &size)) {
-      refuse(PyExc_TypeError, "window is %R: wanted (left, right), the keys seen on each side, for example window=(%R, %R)",
-             given, given, given);
+      refuse(PyExc_TypeError,
+             "window is %R: wanted (left, right), the keys seen on each side, for example window=(%R, %R)", given,
+             given, given);
     }
     if (!PyTuple_Check(given) && !PyList_Check(given)) {
       refuse(PyExc_TypeError, "window is %R: wanted (left, right), the keys seen on each side", given);
@@ -126,7 +129,8 @@ void read_window(Request& request) {
 }
 
 // One integer a batch row, between least and most.
-void read_rows(Request& request, Argument argument, View& view, int64_t* own, int64_t least, int64_t most, const char* what) {
+void read_rows(Request& request, Argument argument, View& view, int64_t* own, int64_t least, int64_t most,
+               const char* what) {
   view.data = nullptr;
   if (!request.given(argument)) return;
   view.type = Type::i64;
@@ -190,7 +194,7 @@ void broadcast(const Request& request, Argument argument, PyArrayObject* array, 
     fits = own_size == 1 || own_size == size;
     (tail < 0 ? view.batch[axis] : strides[tail]) = own_size == 1 ? 0 : PyArray_STRIDE(array, own);
   }
-  if (fits) [[likely]] return;
+  if (fits) return;
   npy_intp shape[max_batch_axes + 3];
   for (int axis = 0; axis < wanted; ++axis) {
     shape[axis] = axis < problem.batch_axes ? problem.batch_shape[axis] : sizes[axis - problem.batch_axes];

@@ -7,7 +7,7 @@
 
 namespace harken {
 
-enum class Purpose { run, describe };               // describe: check everything, allocate no result
+enum class Purpose { run, describe };  // describe: check everything, allocate no result
 
 struct Request {
   Request(PyObject* const* values, Purpose purpose) : values(values), purpose(purpose) {}
@@ -28,31 +28,31 @@ struct Request {
   PyObject* const* values;
   const Purpose purpose;
 
-  Problem problem;                                  // 7 KiB: written where used, never cleared or copied
-  int leading_axes;                                 // of the result, before they are merged
-  bool one_head;                                    // q, k and v are 2-D: so are the results
-  bool heads_last;                                  // head_axis=-2: (..., L, H, D)
+  Problem problem;   // 7 KiB: written where used, never cleared or copied
+  int leading_axes;  // of the result, before they are merged
+  bool one_head;     // q, k and v are 2-D: so are the results
+  bool heads_last;   // head_axis=-2: (..., L, H, D)
   bool return_lse, return_weights;
   const char* precision;
-  int threads;                                      // 0: the default
-  int64_t q_start, q_length, kv_length;             // where the views point if an int was given
+  int threads;                           // 0: the default
+  int64_t q_start, q_length, kv_length;  // where the views point if an int was given
 
-  uint32_t converted = 0;                           // bit a: argument a is computed from a converted copy
-  PyArrayObject* result = nullptr;                  // what is returned as out
-  PyArrayObject* aside = nullptr;                   // where out is computed first when it cannot be written in place
+  uint32_t converted = 0;           // bit a: argument a is computed from a converted copy
+  PyArrayObject* result = nullptr;  // what is returned as out
+  PyArrayObject* aside = nullptr;   // where out is computed first when it cannot be written in place
   PyArrayObject *lse = nullptr, *weights = nullptr;
-  PyArrayObject* array[arguments] = {};             // the arrays that are read, as NumPy sees them
+  PyArrayObject* array[arguments] = {};  // the arrays that are read, as NumPy sees them
 
  private:
   int kept_count = 0;
-  PyObject* kept[2 * arguments];                    // eleven arguments in at most three steps; result, aside, lse, weights
+  PyObject* kept[2 * arguments];  // eleven arguments in at most three steps; result, aside, lse, weights
 };
 
 // Each fills its part of the Problem, in this order, or raises.
-void read_operands(Request& request);               // q, k, v, head_axis: types, sizes, leading axes
-void read_options(Request& request);                // everything else but out
-void make_results(Request& request);                // out, lse, weights
-void merge_axes(Problem& problem);                  // leading axes that all strides step through as one
+void read_operands(Request& request);  // q, k, v, head_axis: types, sizes, leading axes
+void read_options(Request& request);   // everything else but out
+void make_results(Request& request);   // out, lse, weights
+void merge_axes(Problem& problem);     // leading axes that all strides step through as one
 
 // Right-aligned broadcasting by NumPy's rule to (leading axes..., sizes[0], ..., sizes[count - 1]). Strides of the last
 // go to strides[]. `meaning` says in words what the last are.

@@ -54,8 +54,9 @@ PyArrayObject* make(Request& request, const Places& places, Shape& shape, int ty
     view.data = reinterpret_cast<char*>(&request.problem);
     return nullptr;
   }
-  PyObject* array = zero ? PyArray_Zeros(shape.axes, shape.sizes, descr, 0)
-                         : PyArray_NewFromDescr(&PyArray_Type, descr, shape.axes, shape.sizes, nullptr, nullptr, 0, nullptr);
+  PyObject* array =
+      zero ? PyArray_Zeros(shape.axes, shape.sizes, descr, 0)
+           : PyArray_NewFromDescr(&PyArray_Type, descr, shape.axes, shape.sizes, nullptr, nullptr, 0, nullptr);
   PyArrayObject* made = request.keep(must(array));
   lay(request, places, PyArray_STRIDES(made), view);
   view.data = PyArray_BYTES(made);
@@ -63,23 +64,21 @@ PyArrayObject* make(Request& request, const Places& places, Shape& shape, int ty
 }
 
 struct Bounds {
-  const char *first, *last;                         // last is past the end
+  const char *first, *last;  // last is past the end
 };
 
 Bounds bounds_of(PyArrayObject* array) {
   Bounds bounds = {PyArray_BYTES(array), PyArray_BYTES(array) + PyArray_ITEMSIZE(array)};
-  if (PyArray_SIZE(array) == 0) return {nullptr, nullptr};
   for (int axis = 0; axis < PyArray_NDIM(array); ++axis) {
+    if (PyArray_DIM(array, axis) == 0) return {nullptr, nullptr};
     const npy_intp reach = PyArray_STRIDE(array, axis) * (PyArray_DIM(array, axis) - 1);
     (reach < 0 ? bounds.first : bounds.last) += reach;
   }
   return bounds;
 }
 
-// Do two arrays share an element? Bounds decide nearly always; if not, NumPy looks at the strides, for a bounded time.
+// Do two arrays share an element? NumPy looks at the strides, for a bounded time.
 bool may_overlap(PyArrayObject* one, PyArrayObject* other) {
-  const Bounds a = bounds_of(one), b = bounds_of(other);
-  if (a.last <= b.first || b.last <= a.first) return false;
   const py::object verdict = py::module_::import("numpy").attr("may_share_memory")(
       py::handle(reinterpret_cast<PyObject*>(one)), py::handle(reinterpret_cast<PyObject*>(other)), 1);
   return verdict.cast<bool>();
@@ -87,12 +86,13 @@ bool may_overlap(PyArrayObject* one, PyArrayObject* other) {
 
 // From the shortest stride to the longest, every axis must step over all that the ones before it reach.
 bool overlaps_itself(PyArrayObject* array) {
-  if (PyArray_SIZE(array) == 0 || PyArray_IS_C_CONTIGUOUS(array)) return false;
+  if (PyArray_IS_C_CONTIGUOUS(array) || PyArray_SIZE(array) == 0) return false;
   npy_intp reach = PyArray_ITEMSIZE(array), past = -1;
   for (;;) {
     npy_intp shortest = NPY_MAX_INTP, extent = 0;
     for (int axis = 0; axis < PyArray_NDIM(array); ++axis) {
-      const npy_intp stride = PyArray_STRIDE(array, axis) < 0 ? -PyArray_STRIDE(array, axis) : PyArray_STRIDE(array, axis);
+      const npy_intp stride =
+          PyArray_STRIDE(array, axis) < 0 ? -PyArray_STRIDE(array, axis) : PyArray_STRIDE(array, axis);
       if (PyArray_DIM(array, axis) == 1 || stride <= past || stride > shortest) continue;
       if (stride == shortest) return true;
       shortest = stride;
@@ -122,16 +122,20 @@ PyArrayObject* check_out(const Request& request, const Shape& shape, int type_nu
   }
   if (!PyArray_ISWRITEABLE(out)) refuse(PyExc_ValueError, "out is read-only: wanted an array that can be written to");
   if (overlaps_itself(out)) {
-    refuse(PyExc_ValueError, "out has strides %S for shape %S, so that elements share memory: wanted one place for each",
+    refuse(PyExc_ValueError,
+           "out has strides %S for shape %S, so that elements share memory: wanted one place for each",
            shape_text(PyArray_STRIDES(out), PyArray_NDIM(out)).ptr(), shape_text(out).ptr());
   }
   return out;
 }
 
 bool writable_in_place(const Request& request, PyArrayObject* out) {
-  if (!PyArray_ISBEHAVED(out)) return false;        // not aligned, or not in native byte order
+  if (!PyArray_ISBEHAVED(out)) return false;  // not aligned, or not in native byte order
+  const Bounds bounds = bounds_of(out);
   for (PyArrayObject* array : request.array) {
-    if (array != nullptr && may_overlap(out, array)) return false;
+    if (array == nullptr) continue;
+    const Bounds others = bounds_of(array);  // nearly always this decides
+    if (bounds.first < others.last && others.first < bounds.last && may_overlap(out, array)) return false;
   }
   return true;
 }
@@ -175,9 +179,9 @@ void make_results(Request& request) {
 
 void merge_axes(Problem& problem) {
   if (problem.batch_axes == 0) return;
-  View* const all[] = {&problem.q,    &problem.k,      &problem.v,     &problem.out,      &problem.lse,
-                       &problem.weights, &problem.mask, &problem.bias, &problem.scales,   &problem.slopes,
-                       &problem.sinks, &problem.q_starts, &problem.q_lengths, &problem.kv_lengths};
+  View* const all[] = {&problem.q,       &problem.k,        &problem.v,         &problem.out,       &problem.lse,
+                       &problem.weights, &problem.mask,     &problem.bias,      &problem.scales,    &problem.slopes,
+                       &problem.sinks,   &problem.q_starts, &problem.q_lengths, &problem.kv_lengths};
   View* present[sizeof all / sizeof *all];
   int count = 0, kept = 0;
   for (View* view : all) {
@@ -186,7 +190,7 @@ void merge_axes(Problem& problem) {
   for (int axis = 0; axis < problem.batch_axes; ++axis) {
     const int64_t size = problem.batch_shape[axis];
     if (size == 1) continue;
-    bool one_step = kept > 0;                       // is a step of the axis before as long as all of this one?
+    bool one_step = kept > 0;  // is a step of the axis before as long as all of this one?
     for (int n = 0; n < count && one_step; ++n) {
       one_step = present[n]->batch[kept - 1] == present[n]->batch[axis] * size;
     }

@@ -169,8 +169,8 @@ def attention(
     return_weights : bool
         Also return the weights p_ij.
     out : ndarray, optional
-        Where the result goes: a writeable array of the shape and dtype of the result, of any strides. It may overlap the
-        inputs.
+        Where the result goes: a writeable array of the shape and dtype of the result, of any strides. It may overlap
+        the inputs.
     threads : int, optional
         How many threads may work; see `harken.set_num_threads`. The result does not depend on it.
     device : str, optional
@@ -201,9 +201,9 @@ def attention(
 
     Notes
     -----
-    What a query does not see cannot reach its result, be it NaN or never initialised. The bits of a row do not depend on
-    the number of threads, nor on what else is in the batch. Scores and sums are kept in float32, or float64 for float64
-    input, and rounded once.
+    What a query does not see cannot reach its result, be it NaN or never initialised. The bits of a row do not depend
+    on the number of threads, nor on what else is in the batch. Scores and sums are kept in float32, or float64 for
+    float64 input, and rounded once.
 
     The algorithm is the online softmax of [1]_ over tiles [2]_.
 

@@ -15,8 +15,8 @@ from harken.attention import Window
 class Plan:
     """How one call of `attention` is cut into work; what `explain` returns. `print` it.
 
-    Tasks are batches x heads x tiles x ranges: a tile of queries meets a range of keys, block by block. The cut depends on
-    the shapes and on the backend, never on the number of threads, so results do not either.
+    Tasks are batches x heads x tiles x ranges: a tile of queries meets a range of keys, block by block. The cut depends
+    on the shapes and on the backend, never on the number of threads, so results do not either.
     """
 
     backend: str
@@ -71,16 +71,19 @@ class Plan:
             return f"{size / 1024:.4g} KiB" if size < 1 << 20 else f"{size / (1 << 20):.4g} MiB"
 
         cut = f"{self.tiles} x {self.tile_rows} queries, {self.ranges} x {self.range_keys} keys"
+        tasks = f"{self.batches} batches x {self.heads} heads x {self.tiles} tiles x {self.ranges} ranges"
+        space = f"{self.threads} x {memory(self.scratch_bytes)} + {memory(self.partial_bytes)}"
+        copies = "converted first, or last" if self.converted else "everything is read and written in place"
         rows = [
             ("arrays", f"q {self.q}  k {self.k}  v {self.v}", self.dtype),
             ("backend", self.backend, self.why_backend),
             ("form", self.form, self.why_form),
             ("a head", cut, f"keys in blocks of {self.key_block}; {self.why_ranges}"),
-            ("tasks", str(self.tasks), f"{self.batches} batches x {self.heads} heads x {self.tiles} tiles x {self.ranges} ranges"),
+            ("tasks", str(self.tasks), tasks),
             ("threads", str(self.threads), self.why_threads),
             ("precision", f"{self.precision}, in {self.computed_in}", self.why_precision),
-            ("workspace", memory(self.workspace_bytes), f"{self.threads} x {memory(self.scratch_bytes)} + {memory(self.partial_bytes)}"),
-            ("copies", ", ".join(self.converted) or "none", "converted before or after" if self.converted else "read and written in place"),
+            ("workspace", memory(self.workspace_bytes), space),
+            ("copies", ", ".join(self.converted) or "none", copies),
         ]
         width = max(len(what) for _, what, _ in rows[1:])
         return "\n".join(f"{name:<10} {what:<{width}}  {why}" for name, what, why in rows)
@@ -118,9 +121,8 @@ def explain(
 
     Parameters
     ----------
-    q, k, v, mask, bias, causal, window, q_start, q_lengths, kv_lengths, scale, score, softcap, alibi, sinks, precision, \
-head_axis, return_lse, return_weights, out, threads, device
-        As in `harken.attention`.
+    q, k, v : array_like
+        As in `harken.attention`, and so are all the others.
 
     Returns
     -------

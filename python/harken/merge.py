@@ -92,7 +92,7 @@ def merge(parts: Iterable[tuple[ArrayLike, ArrayLike]], *, head_axis: int = -3) 
                 )
             lse = lse.astype(state)
             M = np.maximum(m, lse)
-            reach = np.where(M == -np.inf, state(0), M)  # -inf - -inf is NaN, but no keys and no keys are no keys
+            reach = np.where(np.isneginf(M), state(0), M)  # -inf - -inf is NaN, but no keys and no keys are no keys
             a, b = np.exp(m - reach), np.exp(lse - reach)
             m, l, O = M, a * l + b, a[..., None] * O + b[..., None] * out.astype(state)
         if rows is None:

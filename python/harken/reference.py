@@ -58,8 +58,8 @@ def reference(
     Parameters
     ----------
     q, k, v : array_like, (..., Hq, Lq, D), (..., Hkv, Lk, D), (..., Hkv, Lk, Dv)
-        float64, float32, float16 or bfloat16, all the same; integers become float64. Query head h reads key head
-        h // (Hq // Hkv). Leading axes broadcast; 2-D arrays are one head. With `head_axis=-2`, (..., L, H, D).
+        float64, float32, float16 or bfloat16, all the same; integers and bools become float64. Query head h reads key
+        head h // (Hq // Hkv). Leading axes broadcast; 2-D arrays are one head. With `head_axis=-2`, (..., L, H, D).
     mask, bias : array_like, broadcastable to (..., Hq, Lq, Lk)
         bool, True = may look; floating, added to the scores.
     scale, alibi, sinks : array_like, broadcastable to (..., Hq)
@@ -102,7 +102,7 @@ def reference(
         raise ValueError(f"softcap is {softcap!r}: give a number above 0, or None for no cap")
     compute = np.dtype(dtype or (np.float64 if q.dtype == np.float64 else np.float32))
     one_head = q.ndim == k.ndim == v.ndim == 2
-    Q, K, V = (_heads_first(x, head_axis).astype(compute) for x in (q, k, v))
+    Q, K, V = (_heads_first(x, head_axis).astype(compute, order="C") for x in (q, k, v))
     batch = np.broadcast_shapes(Q.shape[:-3], K.shape[:-3], V.shape[:-3])
     (Hq, Lq, D), (Hkv, Lk, _) = Q.shape[-3:], K.shape[-3:]
     if K.shape[-1] != D or V.shape[-3:-1] != (Hkv, Lk):
@@ -119,6 +119,7 @@ def reference(
     q_length = _integers("q_lengths", Lq if q_lengths is None else q_lengths, batch, Lq)
     kv_length = _integers("kv_lengths", Lk if kv_lengths is None else kv_lengths, batch, Lk)
     start = kv_length - q_length if q_start is None else _integers("q_start", q_start, batch)
+    start = np.clip(start, -(2**62), 2**62)
     i, j = np.arange(Lq)[:, None], np.arange(Lk)
     ahead = j - (i + start)  # how far key j lies ahead of query i
     visible = np.broadcast_to((i < q_length) & (j < kv_length), (*batch, Hq, Lq, Lk))
@@ -188,7 +189,7 @@ def _floating(name: str, x: ArrayLike) -> Array:
     if isinstance(x, (np.matrix, np.ma.MaskedArray)):
         raise TypeError(f"{name} is a {type(x).__name__}: give a plain array, np.asarray({name})")
     x = np.asarray(x)
-    if x.dtype.kind in "iu":
+    if x.dtype.kind in "iu" or (x.dtype == bool and name != "bias"):
         return x.astype(np.float64)
     if x.dtype.name not in STORAGE:
         raise TypeError(f"{name} is {x.dtype}: give one of {', '.join(STORAGE)}")
