@@ -48,7 +48,7 @@ const Table here;
 std::atomic<const Backend*> forced{nullptr};
 
 // What a calling thread's runs work in, kept between calls so that a hot call allocates nothing.
-struct Workspace {
+struct Memory {
   char* at = nullptr;
   size_t bytes = 0;
   bool busy = false;
@@ -66,9 +66,9 @@ struct Workspace {
     at = nullptr;
     bytes = 0;
   }
-  ~Workspace() { std::free(at); }
+  ~Memory() { std::free(at); }
 };
-thread_local Workspace kept;
+thread_local Memory kept;
 constexpr size_t most_kept = 64 << 20;
 
 struct Context {
@@ -127,8 +127,8 @@ Outcome answer(const Backend& backend, const Problem& problem, Plan& plan) {
       __builtin_add_overflow(scratch, partials, &wanted))
     return Outcome::out_of_memory;
 
-  Workspace own;   // for a call from a signal handler that came in the middle of another
-  Workspace& space = kept.busy ? own : kept;
+  Memory own;  // for a call from a signal handler that came in the middle of another
+  Memory& space = kept.busy ? own : kept;
   if (!space.grow(wanted)) return Outcome::out_of_memory;
   space.busy = true;
   plan.partials = space.at + scratch;

@@ -8,11 +8,11 @@
 
 namespace harken {
 
-enum Feature : uint32_t { has_avx2 = 1, has_fma = 2, has_f16c = 4, has_avx512 = 8 };   // avx512: F, BW, DQ, VL
+enum Feature : uint32_t { has_avx2 = 1, has_fma = 2, has_f16c = 4, has_avx512 = 8 };  // avx512: F, BW, DQ, VL
 
 struct Tiling {
-  int lanes;                                        // of one register
-  int queries;                                      // of one register tile: lanes x columns
+  int lanes;    // of one register
+  int queries;  // of one register tile: lanes x columns
 };
 
 struct Backend {
@@ -21,14 +21,14 @@ struct Backend {
   Tiling tiling[2];                                 // computing in float, in double
   int64_t (*scratch)(const Problem&, const Plan&);  // bytes that one thread works in
   void (*attend)(const Problem&, const Plan&, int64_t task, char* scratch);
-  void (*merge)(const Problem&, const Plan&, int64_t tile, char* scratch);   // the ranges of one tile, in order
+  void (*merge)(const Problem&, const Plan&, int64_t tile, char* scratch);  // the ranges of one tile, in order
 };
 
-const Backend* const* backends(int* count);         // those this machine runs, best first
+const Backend* const* backends(int* count);  // those this machine runs, best first
 const Backend* const* compiled_backends(int* count);
 uint32_t machine_features();
-const Backend& chosen();                            // the forced one, else the first
-bool force(const char* name);                       // false: no such backend here. nullptr: the first again
+const Backend& chosen();       // the forced one, else the first
+bool force(const char* name);  // false: no such backend here. nullptr: the first again
 
 enum class Outcome { done, interrupted, out_of_memory };
 Outcome answer(const Backend& backend, const Problem& problem, Plan& plan);

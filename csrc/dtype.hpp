@@ -98,7 +98,8 @@ inline W narrow(f16, N value) {
   W sign = (x >> 16) & 0x8000u, magnitude = x & 0x7fffffffu;
   W shifted = magnitude - (112u << 23);
   W normal = (shifted + 0xfffu + ((shifted >> 13) & 1u)) >> 13;  // overflows into infinity by itself
-  W subnormal = __builtin_bit_cast(W, __builtin_bit_cast(N, magnitude) + 0.5f) - 0x3f000000u;  // one ulp of 0.5 is 2^-24
+  W subnormal =
+      __builtin_bit_cast(W, __builtin_bit_cast(N, magnitude) + 0.5f) - 0x3f000000u;  // one ulp of 0.5 is 2^-24
   W bits = magnitude < 0x38800000u ? subnormal : normal;
   bits = magnitude >= 0x47800000u ? (W{} + 0x7c00u) : bits;
   bits = magnitude > 0x7f800000u ? (W{} + 0x7e00u) : bits;

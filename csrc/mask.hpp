@@ -17,7 +17,7 @@ struct Interval {
 
 // The sight of the queries of one batch row.
 struct Sight {
-  int64_t q_start, keys;          // keys: kv_length
+  int64_t q_start, keys;  // keys: kv_length
   int64_t left, right;
 };
 

@@ -24,13 +24,13 @@ struct Run {
   std::atomic<bool> stop{false};
 };
 
-constexpr int most_threads = 1024;   // libgomp ends the process where the system refuses a thread
+constexpr int most_threads = 1024;  // libgomp ends the process where the system refuses a thread
 
 // The run that this thread works for, and whether this thread began it.
 thread_local Run* current = nullptr;
 thread_local bool began = false;
-thread_local int64_t asked_at = 0;          // milliseconds
-thread_local unsigned long long looked_at = 0;   // at the clock, in cycles
+thread_local int64_t asked_at = 0;              // milliseconds
+thread_local unsigned long long looked_at = 0;  // at the clock, in cycles
 
 std::atomic<bool (*)()> interrupt{nullptr};
 std::atomic<bool> team_exists{false};
@@ -50,7 +50,7 @@ void work(Run& run, int thread) {
 
 int positive(const char* name) {
   const char* text = std::getenv(name);
-  int count = text ? std::atoi(text) : 0;   // OMP_NUM_THREADS may be a list, one number a level: the first counts
+  int count = text ? std::atoi(text) : 0;  // OMP_NUM_THREADS may be a list, one number a level: the first counts
   return count > 0 ? count : 0;
 }
 
@@ -92,7 +92,7 @@ const char* why_threads() { return set_by_call.load() > 0 ? "set_num_threads" : 
 int usable_threads(int asked) {
   int count = asked > 0 ? asked : get_threads();
   if (count > most_threads) count = most_threads;
-  int limit = omp_get_max_threads();   // threadpoolctl and omp_set_num_threads change this one
+  int limit = omp_get_max_threads();  // threadpoolctl and omp_set_num_threads change this one
   if (limit != openmp_at_load && limit < count) count = limit;
   return count;
 }
@@ -104,7 +104,7 @@ bool interrupted() {
   if (!began) return false;
   bool (*ask)() = interrupt.load(std::memory_order_relaxed);
   if (!ask) return false;
-  unsigned long long cycle = __builtin_ia32_rdtsc();   // 20 cycles where the clock takes 60: a small task asks often
+  unsigned long long cycle = __builtin_ia32_rdtsc();  // 20 cycles where the clock takes 60: a small task asks often
   if (cycle - looked_at < 1000000) return false;
   looked_at = cycle;
   int64_t now = milliseconds();

@@ -10,10 +10,10 @@ struct Job {
   const void* context;
 };
 
-int get_threads();                        // what a call uses that names no number
-void set_threads(int count);              // 0: the default again
-const char* why_threads();                // where that number comes from
-int usable_threads(int asked);            // asked (0: the default), less what OpenMP's own limit allows
+int get_threads();              // what a call uses that names no number
+void set_threads(int count);    // 0: the default again
+const char* why_threads();      // where that number comes from
+int usable_threads(int asked);  // asked (0: the default), less what OpenMP's own limit allows
 
 // Runs task 0 .. count - 1, in any order, on at most `threads` threads, the caller among them. False: interrupted.
 bool run(const Job& job, int64_t count, int threads);
@@ -24,6 +24,6 @@ bool interrupted();
 // `asked` is called on the calling thread, every 20 ms of a run; true ends the run. May be null.
 void set_interrupt(bool (*asked)());
 
-const char* openmp_runtime();             // the library that answers, as the loader names it
+const char* openmp_runtime();  // the library that answers, as the loader names it
 
 }  // namespace harken

@@ -7,14 +7,14 @@
 namespace harken {
 namespace {
 
-constexpr int64_t task_queries = 256;       // a tile of queries shares each block of keys; 64 cost 3 to 5 %
-constexpr int64_t tiled_block = 128;        // keys; 64 to 192 are within 1 %
+constexpr int64_t task_queries = 256;  // a tile of queries shares each block of keys; 64 cost 3 to 5 %
+constexpr int64_t tiled_block = 128;   // keys; 64 to 192 are within 1 %
 constexpr int64_t decode_block = 64;
-constexpr int64_t decode_queries = 12;      // up to here channels in lanes are ahead of queries in lanes, ...
-constexpr int64_t decode_queries_narrow = 8;   // ... or up to here below 64 channels
-constexpr int64_t decode_range = 512;       // keys: a range of 128 channels in float32 is 0.5 MB, 20 us of reading
+constexpr int64_t decode_queries = 12;        // up to here channels in lanes are ahead of queries in lanes, ...
+constexpr int64_t decode_queries_narrow = 8;  // ... or up to here below 64 channels
+constexpr int64_t decode_range = 512;         // keys: a range of 128 channels in float32 is 0.5 MB, 20 us of reading
 constexpr int64_t tiled_range = 4096;
-constexpr int64_t few_tiles = 4;            // of one head
+constexpr int64_t few_tiles = 4;  // of one head
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -23,7 +23,7 @@ double microseconds(const Problem& p, const Backend& backend) {
   double heads = double(p.batches) * double(p.Hq), pairs = heads * double(p.Lq) * double(p.Lk);
   double flops = 2 * pairs * double(p.D + p.Dv);
   double bytes = double(p.batches) * double(p.Hkv) * double(p.Lk) * double(p.D + p.Dv) * double(size_of(p.type));
-  double rate = 6e3 * backend.tiling[p.type == Type::f64].lanes;   // flops a microsecond, half of the usual
+  double rate = 6e3 * backend.tiling[p.type == Type::f64].lanes;  // flops a microsecond, half of the usual
   return flops / rate + bytes / 40e3;
 }
 
@@ -34,7 +34,7 @@ Plan cut(const Problem& p, const Backend& backend, int asked) {
   Plan plan;
   bool decode = p.Lq <= (p.D < 64 ? decode_queries_narrow : decode_queries) && !p.weights.data;
   plan.form = decode ? Form::decode : Form::tiled;
-  plan.why_form = decode             ? "few queries: every key and value is read once"
+  plan.why_form = decode           ? "few queries: every key and value is read once"
                   : p.weights.data ? "weights are asked for, which tiles of queries give"
                                    : "many queries: they lie along the lanes and share blocks of keys";
   plan.heads = decode ? p.Hkv : p.Hq;
@@ -46,7 +46,7 @@ Plan cut(const Problem& p, const Backend& backend, int asked) {
   bool split = (decode || plan.tiles <= few_tiles) && p.Lk > range && !p.weights.data;
   plan.ranges = split ? divide_up(p.Lk, range) : 1;
   plan.range_keys = split ? range : p.Lk;
-  plan.why_ranges = split              ? "few tiles of queries and many keys: ranges of keys, added up in order"
+  plan.why_ranges = split            ? "few tiles of queries and many keys: ranges of keys, added up in order"
                     : p.weights.data ? "weights are asked for: one range"
                                      : "the tiles of queries are enough, or the keys few";
 
@@ -59,7 +59,7 @@ Plan cut(const Problem& p, const Backend& backend, int asked) {
   bool small = microseconds(p, backend) < 15;
   plan.threads = small ? 1 : threads;
   if (plan.threads > plan.tasks) plan.threads = plan.tasks > 1 ? int(plan.tasks) : 1;
-  plan.why_threads = small                        ? "small: it stays on the calling thread"
+  plan.why_threads = small                    ? "small: it stays on the calling thread"
                      : plan.threads < threads ? "no more tasks than that"
                                               : why_threads();
   plan.scratch_bytes = (backend.scratch(p, plan) + 4095) / 4096 * 4096;

@@ -11,23 +11,23 @@ namespace harken {
 struct Backend;
 
 enum class Form : int32_t {
-  tiled,                                            // queries in lanes: tiles of queries against blocks of keys
-  decode,                                           // channels in lanes: few queries, every key read once
+  tiled,   // queries in lanes: tiles of queries against blocks of keys
+  decode,  // channels in lanes: few queries, every key read once
 };
 
 // What to do: tasks = batches x heads x tiles x ranges, the key range innermost.
 struct Plan {
   Form form;
-  int64_t heads;                                    // Hq when tiled; Hkv in decode, where a group's heads share the keys
-  int64_t tiles, tile_rows;                         // query tiles a head, query rows a tile
-  int64_t ranges, range_keys;                       // key ranges a tile, keys a range
-  int64_t key_block;                                // keys that are handled at once
+  int64_t heads;               // Hq when tiled; Hkv in decode, where a group's heads share the keys
+  int64_t tiles, tile_rows;    // query tiles a head, query rows a tile
+  int64_t ranges, range_keys;  // key ranges a tile, keys a range
+  int64_t key_block;           // keys that are handled at once
   int64_t tasks;
   int threads;
 
-  int64_t scratch_bytes;                            // a thread
-  int64_t partial_bytes;                            // one (m, l, O) of a tile and a range; 0 when ranges == 1
-  char* partials;                                   // set by answer()
+  int64_t scratch_bytes;  // a thread
+  int64_t partial_bytes;  // one (m, l, O) of a tile and a range; 0 when ranges == 1
+  char* partials;         // set by answer()
 
   const char* why_form;
   const char* why_ranges;
@@ -35,13 +35,13 @@ struct Plan {
 };
 
 struct Task {
-  int64_t b, h;                                     // h counts Plan::heads
-  int64_t q0, q1;                                   // queries, before q_lengths
-  int64_t k0, k1;                                   // keys, before what the mask leaves of them
+  int64_t b, h;    // h counts Plan::heads
+  int64_t q0, q1;  // queries, before q_lengths
+  int64_t k0, k1;  // keys, before what the mask leaves of them
   int64_t index;
 };
 
-Plan cut(const Problem& problem, const Backend& backend, int threads);   // 0: as many as get_threads() says
+Plan cut(const Problem& problem, const Backend& backend, int threads);  // 0: as many as get_threads() says
 Task task_at(const Problem& problem, const Plan& plan, int64_t index);
 
 }  // namespace harken

@@ -9,8 +9,8 @@
 
 namespace harken {
 
-constexpr int max_batch_axes = 62;                  // NumPy's 64 axes less two
-constexpr int64_t unbounded = int64_t(1) << 48;     // a window side, or a position, beyond any array
+constexpr int max_batch_axes = 62;               // NumPy's 64 axes less two
+constexpr int64_t unbounded = int64_t(1) << 48;  // a window side, or a position, beyond any array
 
 // Element (b, h, i, j) lies at data + sum_a b[a] batch[a] + h head + i row + j col.
 // Strides are in bytes, of any sign, 0 where an axis is broadcast. data == nullptr: there is no such array.
@@ -18,34 +18,34 @@ struct View {
   char* data;
   Type type;
   int64_t head, row, col;
-  int64_t batch[max_batch_axes];                    // only the first Problem::batch_axes are set
+  int64_t batch[max_batch_axes];  // only the first Problem::batch_axes are set
 };
 
 enum class Score : int32_t { dot, cosine };
 
 struct Problem {
-  Type type;                                        // of q, k, v, out and weights
+  Type type;  // of q, k, v, out and weights
   Score score;
 
-  int batch_axes;                                   // leading axes, merged where strides allow
+  int batch_axes;  // leading axes, merged where strides allow
   int64_t batch_shape[max_batch_axes];
-  int64_t batches;                                  // their product, B
-  int64_t Hq, Hkv, Lq, Lk, D, Dv;                   // heads of q, of k; queries, keys; channels of q and k, of v
+  int64_t batches;                 // their product, B
+  int64_t Hq, Hkv, Lq, Lk, D, Dv;  // heads of q, of k; queries, keys; channels of q and k, of v
 
-  View q, k, v;                                     // (B, Hq, Lq, D), (B, Hkv, Lk, D), (B, Hkv, Lk, Dv)
-  View out;                                         // (B, Hq, Lq, Dv)
-  View lse;                                         // (B, Hq, Lq)      f64 for f64 input, else f32; or absent
-  View weights;                                     // (B, Hq, Lq, Lk)  all zero on entry; or absent
+  View q, k, v;  // (B, Hq, Lq, D), (B, Hkv, Lk, D), (B, Hkv, Lk, Dv)
+  View out;      // (B, Hq, Lq, Dv)
+  View lse;      // (B, Hq, Lq)      f64 for f64 input, else f32; or absent
+  View weights;  // (B, Hq, Lq, Lk)  all zero on entry; or absent
 
-  View mask;                                        // (B, Hq, Lq, Lk)  boolean; or absent
-  View bias;                                        // (B, Hq, Lq, Lk)  any floating type; or absent
+  View mask;  // (B, Hq, Lq, Lk)  boolean; or absent
+  View bias;  // (B, Hq, Lq, Lk)  any floating type; or absent
 
-  View scales, slopes, sinks;                       // (B, Hq)  f64; or absent
-  double scale;                                     // where scales is absent
-  double softcap;                                   // 0: none
+  View scales, slopes, sinks;  // (B, Hq)  f64; or absent
+  double scale;                // where scales is absent
+  double softcap;              // 0: none
 
-  View q_starts, q_lengths, kv_lengths;             // (B)  i64; or absent. Lengths lie in [0, L]
-  int64_t left, right;                              // key j is seen from p when p - left <= j <= p + right; causal: right = 0
+  View q_starts, q_lengths, kv_lengths;  // (B)  i64; or absent. Lengths lie in [0, L]
+  int64_t left, right;                   // key j is seen from p when p - left <= j <= p + right; causal: right = 0
 };
 
 }  // namespace harken

@@ -20,7 +20,7 @@ int affinity() {
   return count > 0 ? count : 1;
 }
 
-double v2_quota(const std::string& folder) {   // "max 100000" or "200000 100000"
+double v2_quota(const std::string& folder) {  // "max 100000" or "200000 100000"
   std::ifstream file(folder + "/cpu.max");
   double quota, period;
   return file >> quota >> period && period > 0 ? quota / period : no_quota;
@@ -48,7 +48,7 @@ double least_along(const std::string& root, std::string path, Read read) {
 double quota() {
   double least = no_quota;
   std::ifstream groups("/proc/self/cgroup");
-  for (std::string line; std::getline(groups, line);) {   // "0::/path" in v2, "4:cpu,cpuacct:/path" in v1
+  for (std::string line; std::getline(groups, line);) {  // "0::/path" in v2, "4:cpu,cpuacct:/path" in v1
     std::istringstream fields(line);
     std::string id, controllers, path;
     std::getline(fields, id, ':');
@@ -73,7 +73,7 @@ Processors processors() {
   int cpus = affinity();
   double allowed = quota();
   if (allowed >= cpus) return {cpus, false};
-  return {allowed < 1 ? 1 : int(allowed), true};   // 7.65 processors are 7 threads
+  return {allowed < 1 ? 1 : int(allowed), true};  // 7.65 processors are 7 threads
 }
 
 }  // namespace harken

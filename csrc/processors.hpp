@@ -5,7 +5,7 @@ namespace harken {
 
 struct Processors {
   int usable;
-  bool quota_binds;   // the quota is the lesser
+  bool quota_binds;  // the quota is the lesser
 };
 
 Processors processors();

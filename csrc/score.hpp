@@ -18,7 +18,7 @@ constexpr double log2e = 0x1.71547652b82fep0, ln2 = 0x1.62e42fefa39efp-1;
 // The modifiers of one head, in units of log2 e.
 template <class T>
 struct Modifiers {
-  T cap;                       // 0: none
+  T cap;  // 0: none
   T slope;
   bool bias, alibi;
   bool any() const { return cap != 0 || alibi || bias; }

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,14 @@ sys.path.insert(0, {folder!r})
 result = getattr(importlib.import_module({module!r}), {name!r})(*json.loads({arguments!r}))
 print("\\n" + json.dumps(result))
 """
+Env = Mapping[str, str]
+NONE: Env = {}
 SETTINGS = ("HARKEN_", "OMP_", "GOMP_", "KMP_", "OPENBLAS_", "MKL_")
 
 
-def in_child(function: Callable[..., Any], *args: Any, timeout: float = 60, warnings: str = "error", **environment: str) -> Any:
+def in_child(
+    function: Callable[..., Any], *args: Any, timeout: float = 60, warn: str = "error", env: Env = NONE
+) -> Any:
     """What the function returns in a fresh process with these variables; arguments and result travel as JSON."""
     source = CALL.format(
         folder=str(Path(__file__).parent),
@@ -30,16 +34,16 @@ def in_child(function: Callable[..., Any], *args: Any, timeout: float = 60, warn
         name=function.__name__,
         arguments=json.dumps(args),
     )
-    return json.loads(output(source, timeout, warnings, **environment).splitlines()[-1])
+    return json.loads(output(source, timeout, warn, env).splitlines()[-1])
 
 
-def output(source: str, timeout: float = 60, warnings: str = "error", **environment: str) -> str:
+def output(source: str, timeout: float = 60, warn: str = "error", env: Env = NONE) -> str:
     """Standard output of Python source in a fresh process, which must end well, and in time."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)}
-    command = [sys.executable, "-X", "faulthandler", "-W", warnings, "-c", source]
+    command = [sys.executable, "-X", "faulthandler", "-W", warn, "-c", source]
     child = subprocess.Popen(
         command,
-        env=kept | environment,
+        env={**kept, **env},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

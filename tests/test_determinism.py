@@ -48,10 +48,13 @@ def call(form: str, dtype: Dtype, kind: str = "everything") -> tuple[Array, Arra
     return q, k, v, options
 
 
-kinds = pytest.mark.parametrize("kind", ["plain", "everything"])
+KINDS = ("plain", "everything")
+kinds = pytest.mark.parametrize("kind", KINDS)
 
 
-def attend(q: Array, k: Array, v: Array, options: dict[str, Any], **more: Any) -> tuple[Array, Array]:
+def attend(*arguments: Any, **more: Any) -> tuple[Array, Array]:
+    """out and lse of q, k, v and a dictionary of options."""
+    q, k, v, options = arguments
     out, lse = harken.attention(q, k, v, **options, return_lse=True, **more)
     return out, lse
 
@@ -98,11 +101,10 @@ def test_number_of_threads(backend: str, dtype: Dtype, form: str, kind: str) -> 
 
 
 @forms
-@kinds
-def test_batch_neighbours(backend: str, dtype: Dtype, form: str, kind: str) -> None:
-    q, k, v, options = call(form, dtype, kind)
-    out, lse = attend(q, k, v, options)
-    for b in range(B):
+def test_batch_neighbours(backend: str, dtype: Dtype, form: str) -> None:
+    for kind, b in itertools.product(KINDS, range(B)):
+        q, k, v, options = call(form, dtype, kind)
+        out, lse = attend(q, k, v, options)
         alone = attend(q[b], k[b], v[b], part(options, b, slice(None)))
         all_same(alone, (out[b], lse[b]))
 
@@ -133,50 +135,48 @@ def test_groups_of_every_size(backend: str, dtype: Dtype, Lq: int) -> None:
             all_same((out[h : h + 1], lse[h : h + 1]), each[h])
 
 
-@forms
-@kinds
-def test_strides_out_and_lse(backend: str, dtype: Dtype, form: str, kind: str) -> None:
-    q, k, v, options = call(form, dtype, kind)
-    expected = attend(q, k, v, options)
-    same_bits(harken.attention(q, k, v, **options), expected[0])
-    backwards = [x[..., ::-1, ::-1].copy()[..., ::-1, ::-1] for x in (q, k, v)]
-    last = [x.swapaxes(-3, -2).copy() for x in (q, k, v)]
-    far = [poisoned(x, step=2) for x in (q, k, v)]
-    shifted = [np.empty(x.nbytes + 64, "u1")[1 : 1 + x.nbytes].view(dtype).reshape(x.shape) for x in (q, k, v)]
-    page = [np.empty((*x.shape[:-1], 4096), dtype)[..., : x.shape[-1]] for x in (q, k, v)]
-    for copies in (shifted, page):
-        for copy, x in zip(copies, (q, k, v), strict=True):
-            copy[...] = x
-    for arrays in (backwards, far, shifted, page):
-        out = poisoned(np.zeros_like(q), step=3)
-        all_same(attend(*arrays, options, out=out), expected)
-        all_same(attend(arrays[0], k, v, options), expected)
-        all_same(attend(q, arrays[1], arrays[2], options), expected)
-    out, lse = attend(*last, options, head_axis=-2)
-    all_same((out.swapaxes(-3, -2), lse), expected)
-    buffer = q.copy()
-    all_same(attend(buffer, k, v, options, out=buffer), expected)
+def layouts(x: Array) -> list[Array]:
+    """The same numbers backwards, in steps, off by a byte, in rows of whole pages."""
+    shifted = np.empty(x.nbytes + 64, "u1")[1 : 1 + x.nbytes].view(x.dtype).reshape(x.shape)
+    page = np.empty((*x.shape[:-1], 4096), x.dtype)[..., : x.shape[-1]]
+    shifted[...] = page[...] = x
+    return [x[..., ::-1, ::-1].copy()[..., ::-1, ::-1], poisoned(x, step=2), shifted, page]
 
 
 @forms
-@kinds
-@pytest.mark.parametrize("poison", [np.nan, np.inf])
-def test_rows_beside_poisoned_rows(backend: str, dtype: Dtype, form: str, kind: str, poison: float) -> None:
-    q, k, v, options = call(form, dtype, kind)
-    expected = attend(q, k, v, options)
-    Lq = q.shape[-2]
-    bad_q, bad_k, bad_v = q.copy(), k.copy(), v.copy()
-    bad_q[0, 1, Lq // 2] = poison  # one query
-    bad_k[1, 1, 5] = poison  # one key, which the query heads of one key head of one batch row see
-    bad_v[1, 1, 9] = poison
-    out, lse = attend(bad_q, bad_k, bad_v, options)
-    untouched = np.ones(lse.shape, bool)
-    untouched[0, 1, Lq // 2] = False
-    untouched[1, Hq // Hkv :] = False
-    assert np.isnan(out[0, 1, Lq // 2]).all()
-    assert (~np.isfinite(out[1, Hq // Hkv :])).all(axis=-1).mean() > 0.5
-    same_bits(out, expected[0], where=untouched[..., None])
-    same_bits(lse, expected[1], where=untouched)
+def test_strides_out_and_lse(backend: str, dtype: Dtype, form: str) -> None:
+    for kind in KINDS:
+        q, k, v, options = call(form, dtype, kind)
+        expected = attend(q, k, v, options)
+        same_bits(harken.attention(q, k, v, **options), expected[0])
+        for other_q, other_k, other_v in zip(layouts(q), layouts(k), layouts(v), strict=True):
+            out = poisoned(np.zeros_like(q), step=3)
+            all_same(attend(other_q, other_k, other_v, options, out=out), expected)
+            all_same(attend(other_q, k, v, options), expected)
+            all_same(attend(q, other_k, other_v, options), expected)
+        out, lse = attend(*(x.swapaxes(-3, -2).copy() for x in (q, k, v)), options, head_axis=-2)
+        all_same((out.swapaxes(-3, -2), lse), expected)
+        out = q.copy()
+        all_same(attend(out, k, v, options, out=out), expected)
+
+
+@forms
+def test_rows_beside_poisoned_rows(backend: str, dtype: Dtype, form: str) -> None:
+    for kind, poison in itertools.product(KINDS, (np.nan, np.inf)):
+        q, k, v, options = call(form, dtype, kind)
+        expected = attend(q, k, v, options)
+        Lq, others = q.shape[-2], slice(Hq // Hkv, None)
+        q, k, v = q.copy(), k.copy(), v.copy()
+        q[0, 1, Lq // 2] = poison  # one query
+        k[1, 1, 5] = poison  # one key and one value, which the query heads of one key head see
+        v[1, 1, 9] = poison
+        out, lse = attend(q, k, v, options)
+        assert np.isnan(out[0, 1, Lq // 2]).all()
+        assert (~np.isfinite(out[1, others])).all(axis=-1).mean() > 0.5
+        untouched = np.ones(lse.shape, bool)
+        untouched[0, 1, Lq // 2] = untouched[1, others] = False
+        same_bits(out, expected[0], where=untouched[..., None])
+        same_bits(lse, expected[1], where=untouched)
 
 
 def digest(threads: int) -> str:
@@ -195,4 +195,4 @@ def digest(threads: int) -> str:
 def test_run_to_run() -> None:
     here = digest(2)
     assert digest(2) == here
-    assert in_child(digest, 3, OMP_NUM_THREADS="5") == here
+    assert in_child(digest, 3, env={"OMP_NUM_THREADS": "5"}) == here

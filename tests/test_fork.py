@@ -21,7 +21,7 @@ Work = Callable[[], bool]
 FORMS = {"prefill": (300, 300), "decode": (1, 2000)}
 forms = pytest.mark.parametrize("form", FORMS)
 threads = pytest.mark.parametrize("count", [1, 3])
-QUICK = {"OPENBLAS_NUM_THREADS": "1"}  # NumPy's own threads are not the subject
+ALONE = {"OPENBLAS_NUM_THREADS": "1"}  # NumPy's own threads are not the subject
 
 
 def problem(form: str) -> tuple[Work, Arrays]:
@@ -135,7 +135,7 @@ def from_threads(order: str) -> list[int]:
 
 @pytest.mark.parametrize("order", ["AB", "MAB", "AMB", "ABM"])
 def test_from_a_second_thread(order: str) -> None:
-    assert in_child(from_threads, order, warnings="default") == [0] * len(order)
+    assert in_child(from_threads, order, warn="default") == [0] * len(order)
 
 
 def while_computing(form: str) -> list[int]:
@@ -171,7 +171,7 @@ def while_computing(form: str) -> list[int]:
 
 @forms
 def test_while_other_threads_compute(form: str) -> None:
-    assert in_child(while_computing, form, warnings="default") == [0] * 20
+    assert in_child(while_computing, form, warn="default") == [0] * 20
 
 
 def threads_after_fork() -> list[int]:
@@ -189,7 +189,7 @@ def threads_after_fork() -> list[int]:
 
 
 def test_no_thread_is_there_to_warn_of() -> None:
-    assert in_child(threads_after_fork, **QUICK) == [1] * 10
+    assert in_child(threads_after_fork, env=ALONE) == [1] * 10
 
 
 def pooled(count: int) -> bool:

@@ -1,4 +1,4 @@
-"""Signals reach Python in the middle of a call: Ctrl-C ends it at once, a handler may compute, and the next call works."""
+"""Signals reach Python in the middle of a call: Ctrl-C ends it, a handler may compute, and the next call works."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ Dtype = np.dtype[Any]
 
 FLOAT = np.dtype(np.float32)
 
-rows = pytest.mark.parametrize("Lq", [1, 5, 16, 17, 70])
+rows = pytest.mark.parametrize("Lq", [1, 5, 17, 70])
 
 
 def call(dtype: Dtype, Lq: int, Lk: int = 150, **shape: Any) -> tuple[Array, Array, Array]:
@@ -83,7 +83,7 @@ def test_whole_tiles_out_of_sight(backend: str, dtype: Dtype, Lq: int, Lk: int) 
 
 
 @rows
-@pytest.mark.parametrize("start", [0, 1, -1, 80, 149, 150, 400, -5, -70, -(10**9), 10**9])
+@pytest.mark.parametrize("start", [0, -1, 80, 149, 400, -70, -(10**9), 10**9])
 def test_positions(backend: str, dtype: Dtype, Lq: int, start: int) -> None:
     q, k, v = call(dtype, Lq)
     for options in ({"causal": True}, {"window": (7, 9)}, {"causal": True, "alibi": np.full(4, 0.1)}):
@@ -99,16 +99,23 @@ def test_positions_over_the_batch_axes(backend: str, dtype: Dtype) -> None:
 
 
 @rows
-@pytest.mark.parametrize("kind", [int, np.int32, np.uint8, np.int64])
-def test_lengths(backend: str, dtype: Dtype, Lq: int, kind: Any) -> None:
+def test_lengths(backend: str, dtype: Dtype, Lq: int) -> None:
     q, k, v = call(dtype, Lq, 130, batch=(4,))
-    of_q, of_k = np.array([Lq, Lq // 2, 0, 1], kind), np.array([0, 130, 63, 17], kind)
+    of_q, of_k = np.array([Lq, Lq // 2, 0, 1]), np.array([0, 130, 63, 17])
     for options in ({}, {"causal": True}, {"window": (9, 5)}, {"sinks": np.arange(4.0)}):
         check(q, k, v, kv_lengths=of_k, **options)
         check(q, k, v, q_lengths=of_q, **options)
         out = check(q, k, v, q_lengths=of_q, kv_lengths=of_k, **options)
         for b in range(4):
-            assert not out[b, :, int(of_q[b]) :].any()
+            assert not out[b, :, of_q[b] :].any()
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int32, np.uint64, list, tuple], ids=lambda x: x.__name__)
+def test_lengths_of_every_kind(kind: Any) -> None:
+    q, k, v = call(FLOAT, 20, 130, batch=(4,))
+    of_q, of_k = [20, 10, 0, 1], [0, 100, 63, 17]
+    plain = harken.attention(q, k, v, q_lengths=np.array(of_q), kv_lengths=np.array(of_k), causal=True)
+    same_bits(harken.attention(q, k, v, q_lengths=kind(of_q), kv_lengths=kind(of_k), causal=True), plain)
 
 
 def test_lengths_are_shorter_arrays(backend: str, dtype: Dtype) -> None:

@@ -6,137 +6,31 @@
 #pragma once
 
 #include "attend.hpp"
+#include "row_product.hpp"
 
 namespace harken {
 namespace {
 
-constexpr int chunk = 64;                    // keys; 128 and 256 were equal or slower
-constexpr int sums_held = columns == 4 ? 16 : 8;   // registers for O in values_of_rows
-
-template <class T, int R>
-constexpr int keys_in = lanes<T> / R;        // of a register
-
-// What a thread works in, and up to four rows of a task with their state: row r has the lanes r * keys .. (r + 1) * keys - 1.
+// What a thread works in while a chunk is near.
 template <class T>
-struct DecodeBench {
-  T *K, *V;                                  // [chunk][D], [chunk][Dv]: a copy, where one is needed
-  T *S, *bias, *mask, *seen;                 // [chunk / keys][lanes]
-  T* row;                                    // [chunk]
+struct DecodeWorkspace {
+  T *K, *V;                   // [chunk][D], [chunk][Dv]: a copy, where one is needed
+  T *S, *bias, *mask, *seen;  // [chunk / keys][lanes]
+  T* row;                     // [chunk]
 };
 
+// Up to four rows of a task with their state; row r has the lanes r * keys .. (r + 1) * keys - 1.
 template <class T>
 struct DecodeRows {
-  int r0, count;                             // rows of the task; 4, 2 or 1
-  T *Q, *O;                                  // [count][D], [count][Dv], D and Dv rounded up to registers
-  T *m, *l, *limit;                          // [lanes]: m and limit alike in all lanes of a row, l by lane
+  int r0, count;     // rows of the task; 4, 2 or 1
+  T *Q, *O;          // [count][D], [count][Dv], D and Dv rounded up to registers
+  T *m, *l, *limit;  // [lanes]: m and limit alike in all lanes of a row, l by lane
 };
-
-// Prefetch of the other stream while this one is read, one row a key: 81 -> 93 % of a streaming read beyond the L2 cache,
-// but a loss inside of it, so only where the keys and values of a head exceed 1 MiB.
-struct Ahead {
-  const char* at;                            // null: off
-  int64_t step, bytes;
-
-  HARKEN_INLINE void row() {
-    if (!at) return;
-    for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(at + b, 0, 2);
-    at += step;
-  }
-};
-
-// S[k][r] = q_r . k for n keys from K; a register of scores for every lanes / R keys. Keys past n repeat the last one.
-template <class T, class E, int R>
-__attribute__((noinline)) void scores_of_rows(const E* K, int64_t step, int n, const T* Q, int64_t D, T* S, Ahead ahead) {
-  constexpr int keys = keys_in<T, R>, bases = (keys + 2) / 3;
-  for (int k = 0; k < n; k += keys, S += lanes<T>) {
-    const E* base[bases];
-    int64_t stride = step;
-    const E* odd[keys];
-    bool last = k + keys > n;
-    for (int b = 0; b < bases; ++b) base[b] = K + (k + 3 * b) * step;
-    if (last)
-      for (int i = 0; i < keys; ++i) odd[i] = K + least(k + i, n - 1) * step;
-    for (int i = 0; i < keys && k + i < n; ++i) ahead.row();
-
-    Lanes<T> sum[R * keys] = {};
-    auto add = [&](auto key) __attribute__((always_inline)) {
-      for (int64_t d = 0; d < D; d += lanes<T>) {
-        Lanes<T> q[R];
-#pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) q[r] = take(Q + r * D + d);
-#pragma GCC unroll 16
-        for (int i = 0; i < keys; ++i) {
-          Lanes<T> x = take(key(i) + d);
-#pragma GCC unroll 4
-          for (int r = 0; r < R; ++r) sum[r * keys + i] += q[r] * x;
-        }
-      }
-    };
-    if (last) {
-      add([&](int i) __attribute__((always_inline)) { return odd[i]; });
-    } else {
-      add([&](int i) __attribute__((always_inline)) { return base[i / 3] + i % 3 * stride; });
-    }
-    put(S, sums(sum));
-  }
-}
-
-// O[r] += sum_k P[k][r] V[k] for X registers of channels, summed apart first as in value_tile.
-template <class T, class E, int R, int X>
-__attribute__((noinline)) void values_of_rows(const E* V, int64_t step, int n, const T* P, T* O, int64_t O_step, Ahead ahead) {
-  constexpr int keys = keys_in<T, R>;
-  Lanes<T> sum[R][X] = {};
-  for (int k = 0; k < n; k += keys, P += lanes<T>)
-    for (int i = 0; i < keys && k + i < n; ++i, V += step) {
-      ahead.row();
-      Lanes<T> weight[R];
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) weight[r] = fill(P[r * keys + i]);
-#pragma GCC unroll 16
-      for (int x = 0; x < X; ++x) {
-        Lanes<T> v = take(V + x * lanes<T>);
-#pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) sum[r][x] += weight[r] * v;
-      }
-    }
-#pragma GCC unroll 4
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 16
-    for (int x = 0; x < X; ++x) {
-      T* at = O + r * O_step + x * lanes<T>;
-      put(at, take(at) + sum[r][x]);
-    }
-}
-
-template <class T, class E, int R, int X>
-inline void values_in_slices(const E* V, int64_t step, int n, const T* P, T* O, int64_t Dv, int64_t d, Ahead ahead) {
-  for (; d + X * lanes<T> <= Dv; d += X * lanes<T>) {
-    values_of_rows<T, E, R, X>(V + d, step, n, P, O + d, Dv, ahead);
-    ahead.at = nullptr;
-  }
-  if constexpr (X > 1) {
-    if (d < Dv) values_in_slices<T, E, R, X / 2>(V, step, n, P, O, Dv, d, ahead);
-  }
-}
-
-// As values_of_rows, but a value that a row may not see is never multiplied.
-template <class T, class E, int R>
-inline void selected_values_of_rows(const E* V, int64_t step, int n, const T* P, const T* seen, T* O, int64_t Dv) {
-  constexpr int keys = keys_in<T, R>;
-  for (int r = 0; r < R; ++r)
-    for (int64_t d = 0; d < Dv; d += lanes<T>) {
-      Lanes<T> sum = {};
-      for (int k = 0; k < n; ++k) {
-        int64_t at = k / keys * lanes<T> + r * keys + k % keys;
-        if (seen[at] == 0) sum += fill(P[at]) * take(V + k * step + d);
-      }
-      put(O + r * Dv + d, take(O + r * Dv + d) + sum);
-    }
-}
 
 // Bias or mask for the scores of a group, as they lie in S.
 template <class T, int R>
-inline void gather(const Problem& p, const Head<T>* heads, Matrix Head<T>::*which, int r0, int64_t k0, int n, T* to, T* row) {
+inline void gather(const Problem& p, const Head<T>* heads, Matrix Head<T>::* which, int r0, int64_t k0, int n, T* to,
+                   T* row) {
   constexpr int keys = keys_in<T, R>;
   for (int r = 0; r < R; ++r) {
     const Matrix& M = heads[(r0 + r) / p.Lq].*which;
@@ -155,8 +49,9 @@ struct Chunk {
 
 // One chunk of keys joins the state of R rows: the page.
 template <class T, class E, int R>
-inline void absorb_rows(const Problem& p, const Head<T>* heads, const DecodeBench<T>& bench, const DecodeRows<T>& rows,
-                        const Chunk<E>& at, bool careful, bool& hidden, Ahead next_V, Ahead next_K) {
+inline void absorb_rows(const Problem& p, const Head<T>* heads, const DecodeWorkspace<T>& work,
+                        const DecodeRows<T>& rows, const Chunk<E>& at, bool careful, bool& hidden, Ahead next_V,
+                        Ahead next_K) {
   constexpr int keys = keys_in<T, R>;
   const int registers = (at.n + keys - 1) / keys;
   const Piece all = {0, registers, 0, 1};
@@ -178,21 +73,22 @@ inline void absorb_rows(const Problem& p, const Head<T>* heads, const DecodeBenc
     top[lane] = -infinity;
   }
   hidden |= edge || masked;
-  Tile<T> tile = {bench.S, lanes<T>, take(key), T(keys), position, first, end, by.alibi ? slope : nullptr, nullptr, nullptr};
+  Tile<T> tile = {work.S,  lanes<T>, take(key), T(keys), position, first, end, by.alibi ? slope : nullptr,
+                  nullptr, nullptr};
 
-  scores_of_rows<T, E, R>(at.K, at.K_step, at.n, rows.Q, at.D, bench.S, next_V);
+  scores_of_rows<T, E, R>(at.K, at.K_step, at.n, rows.Q, at.D, work.S, next_V);
   if (by.bias) {
-    gather<T, R>(p, heads, &Head<T>::bias, rows.r0, at.k0, at.n, bench.bias, bench.row);
-    tile.bias = bench.bias;
+    gather<T, R>(p, heads, &Head<T>::bias, rows.r0, at.k0, at.n, work.bias, work.row);
+    tile.bias = work.bias;
   }
   if (masked) {
-    gather<T, R>(p, heads, &Head<T>::mask, rows.r0, at.k0, at.n, bench.mask, bench.row);
-    tile.mask = bench.mask;
+    gather<T, R>(p, heads, &Head<T>::mask, rows.r0, at.k0, at.n, work.mask, work.row);
+    tile.mask = work.mask;
   }
   modify(tile, all, by);
   hide(tile, all, edge);
   tops(tile, all, top);
-  for (int r = 0; r < R; ++r) {   // the largest of a row, in all of its lanes
+  for (int r = 0; r < R; ++r) {  // the largest of a row, in all of its lanes
     T* of_row = top + r * keys;
     T m = of_row[0];
     for (int i = 1; i < keys; ++i) m = of_row[i] > m ? of_row[i] : m;
@@ -209,22 +105,22 @@ inline void absorb_rows(const Problem& p, const Head<T>* heads, const DecodeBenc
         put(rows.O + r * at.Dv + d, take(rows.O + r * at.Dv + d) * fill(T(to.factor[r * keys])));
   }
   put(top, to.subtract);
-  exponentials<T, 1>(bench.S, lanes<T>, registers, top, rows.l);
+  exponentials<T, 1>(work.S, lanes<T>, registers, top, rows.l);
 
   if (!careful) {
     constexpr int X = sums_held / R < 8 ? sums_held / R : 8;
-    values_in_slices<T, E, R, X>(at.V, at.V_step, at.n, bench.S, rows.O, at.Dv, 0, next_K);
+    values_in_slices<T, E, R, X>(at.V, at.V_step, at.n, work.S, rows.O, at.Dv, 0, next_K);
     return;
   }
-  for (int i = 0; i < registers * lanes<T>; ++i) bench.seen[i] = 0;
-  tile.S = bench.seen;
+  for (int i = 0; i < registers * lanes<T>; ++i) work.seen[i] = 0;
+  tile.S = work.seen;
   hide(tile, all, true);
-  selected_values_of_rows<T, E, R>(at.V, at.V_step, at.n, bench.S, bench.seen, rows.O, at.Dv);
+  selected_values_of_rows<T, E, R>(at.V, at.V_step, at.n, work.S, work.seen, rows.O, at.Dv);
 }
 
 // All rows of a task against its keys, in chunks; the groups of rows take turns at each chunk while it is near.
 template <class T, class E>
-inline bool absorb_keys(const Problem& p, const Task& task, const Head<T>* heads, const DecodeBench<T>& bench,
+inline bool absorb_keys(const Problem& p, const Task& task, const Head<T>* heads, const DecodeWorkspace<T>& work,
                         const DecodeRows<T>* groups, int count, bool copy, bool careful, bool& hidden) {
   const Head<T>& head = heads[0];
   const int64_t D = up(p.D, lanes<T>), Dv = up(p.Dv, lanes<T>);
@@ -234,24 +130,31 @@ inline bool absorb_keys(const Problem& p, const Task& task, const Head<T>* heads
   for (; k < end; k += chunk) {
     if (interrupted()) return false;
     int n = int(least(chunk, end - k));
-    Chunk<E> at = {(const E*)head.K.at(k, 0), (const E*)head.V.at(k, 0), head.K.row / int64_t(sizeof(E)),
-                   head.V.row / int64_t(sizeof(E)), D, Dv, k, n};
+    Chunk<E> at = {(const E*)head.K.at(k, 0),
+                   (const E*)head.V.at(k, 0),
+                   head.K.row / int64_t(sizeof(E)),
+                   head.V.row / int64_t(sizeof(E)),
+                   D,
+                   Dv,
+                   k,
+                   n};
     if (copy) {
-      at.K = (const E*)compact(head.K, k, n, p.D, D, head.cosine, bench.K).at;
-      at.V = (const E*)compact(head.V, k, n, p.Dv, Dv, false, bench.V).at;
+      at.K = (const E*)compact(head.K, k, n, p.D, D, head.cosine, work.K).at;
+      at.V = (const E*)compact(head.V, k, n, p.Dv, Dv, false, work.V).at;
       at.K_step = D;
       at.V_step = Dv;
     }
     for (int g = 0; g < count; ++g) {
       bool ahead = beyond_L2 && g == 0;
       Ahead V = {ahead ? (const char*)at.V : nullptr, head.V.row, p.Dv * int64_t(sizeof(E))};
-      Ahead K = {ahead && k + 2 * chunk <= end ? head.K.at(k + chunk, 0) : nullptr, head.K.row, p.D * int64_t(sizeof(E))};
+      Ahead K = {ahead && k + 2 * chunk <= end ? head.K.at(k + chunk, 0) : nullptr, head.K.row,
+                 p.D * int64_t(sizeof(E))};
       switch (groups[g].count) {
         case 4:
-          if constexpr (lanes<T> >= 4) absorb_rows<T, E, 4>(p, heads, bench, groups[g], at, careful, hidden, V, K);
+          if constexpr (lanes<T> >= 4) absorb_rows<T, E, 4>(p, heads, work, groups[g], at, careful, hidden, V, K);
           break;
-        case 2: absorb_rows<T, E, 2>(p, heads, bench, groups[g], at, careful, hidden, V, K); break;
-        default: absorb_rows<T, E, 1>(p, heads, bench, groups[g], at, careful, hidden, V, K);
+        case 2: absorb_rows<T, E, 2>(p, heads, work, groups[g], at, careful, hidden, V, K); break;
+        default: absorb_rows<T, E, 1>(p, heads, work, groups[g], at, careful, hidden, V, K);
       }
     }
   }
@@ -260,17 +163,17 @@ inline bool absorb_keys(const Problem& p, const Task& task, const Head<T>* heads
 
 // Keys and values are read where they lie if they are whole registers of one type; else chunk by chunk from a copy.
 template <class T>
-inline bool absorb_stored(const Problem& p, const Task& task, const Head<T>* heads, const DecodeBench<T>& bench,
+inline bool absorb_stored(const Problem& p, const Task& task, const Head<T>* heads, const DecodeWorkspace<T>& work,
                           const DecodeRows<T>* groups, int count, bool careful, bool& hidden) {
   const Head<T>& head = heads[0];
   const bool whole = p.D % lanes<T> == 0 && p.Dv % lanes<T> == 0 && !head.cosine;
 #define HARKEN_ABSORB(name, cpp, numpy, compute)                                               \
   if constexpr (__is_same(T, compute))                                                         \
     if (whole && plain<cpp>(head.K, Type::name) && plain<cpp>(head.V, Type::name))             \
-      return absorb_keys<T, cpp>(p, task, heads, bench, groups, count, false, careful, hidden);
+      return absorb_keys<T, cpp>(p, task, heads, work, groups, count, false, careful, hidden);
   HARKEN_STORAGE_TYPES(HARKEN_ABSORB)
 #undef HARKEN_ABSORB
-  return absorb_keys<T, T>(p, task, heads, bench, groups, count, true, careful, hidden);
+  return absorb_keys<T, T>(p, task, heads, work, groups, count, true, careful, hidden);
 }
 
 inline int rows_of_group(int64_t left, int most_rows) {
@@ -280,7 +183,7 @@ inline int rows_of_group(int64_t left, int most_rows) {
 
 template <class T>
 struct DecodeSpace {
-  DecodeBench<T> bench;
+  DecodeWorkspace<T> work;
   Head<T>* heads;
   DecodeRows<T>* groups;
   int count;
@@ -297,12 +200,12 @@ inline int64_t set_up(const Problem& p, char* from, DecodeSpace<T>& space) {
     return at;
   };
   auto array = [&](int64_t count) { return (T*)bytes(count * sizeof(T)); };
-  DecodeBench<T>& bench = space.bench;
-  bench.K = array(chunk * D);
-  bench.V = array(chunk * Dv);
-  T** tiles[] = {&bench.S, &bench.bias, &bench.mask, &bench.seen};
+  DecodeWorkspace<T>& work = space.work;
+  work.K = array(chunk * D);
+  work.V = array(chunk * Dv);
+  T** tiles[] = {&work.S, &work.bias, &work.mask, &work.seen};
   for (T** tile : tiles) *tile = array(chunk * 4);
-  bench.row = array(chunk);
+  work.row = array(chunk);
   space.heads = (Head<T>*)bytes(heads * sizeof(Head<T>));
   space.groups = (DecodeRows<T>*)bytes(rows * sizeof(DecodeRows<T>));
   space.count = 0;
@@ -337,7 +240,8 @@ inline void start(const Problem& p, const Head<T>* heads, const DecodeRows<T>& r
 }
 
 template <class T>
-inline void finish(const Problem& p, const Plan& plan, const Task& task, const Head<T>* heads, const DecodeRows<T>& rows) {
+inline void finish(const Problem& p, const Plan& plan, const Task& task, const Head<T>* heads,
+                   const DecodeRows<T>& rows) {
   const int64_t Dv = up(p.Dv, lanes<T>);
   const int keys = lanes<T> / rows.count;
   for (int r = 0; r < rows.count; ++r) {
@@ -369,9 +273,9 @@ inline void attend_decode(const Problem& p, const Plan& plan, int64_t index, cha
   bool careful = false, hidden = false;
   for (bool again = true; again;) {
     for (int g = 0; g < space.count; ++g) start(p, space.heads, space.groups[g]);
-    if (!absorb_stored(p, task, space.heads, space.bench, space.groups, space.count, careful, hidden)) return;
+    if (!absorb_stored(p, task, space.heads, space.work, space.groups, space.count, careful, hidden)) return;
     again = false;
-    if (hidden && !careful)   // 0 times NaN, as in attend_tiled
+    if (hidden && !careful)  // 0 times NaN, as in attend_tiled
       for (int g = 0; g < space.count; ++g)
         again |= !finite(space.groups[g].O, space.groups[g].count * up(p.Dv, lanes<T>));
     careful = again;

@@ -74,7 +74,7 @@ inline void merge_ranges(const Problem& p, const Plan& plan, int64_t tile, char*
       for (int64_t r = 0; r < plan.ranges; ++r) {
         Partial<T> part = partial_at<T>(p, plan, task.index + r);
         T m = part.m[row];
-        if (m == -infinity && part.l[row] == 0) continue;   // no key of this range is seen
+        if (m == -infinity && part.l[row] == 0) continue;  // no key of this range is seen
         T a = m == M ? T(1) : T(__builtin_exp2(double(m) - double(M)));
         l += double(a) * double(part.l[row]);
         for (int64_t d = 0; d < p.Dv; ++d) O[d] += a * part.O[row * p.Dv + d];

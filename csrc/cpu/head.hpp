@@ -56,10 +56,10 @@ struct Head {
   Matrix Q, K, V, out, lse, weights, mask, bias;
   Sight sight;
   Modifiers<T> modifiers;
-  double scale;              // of q.k, times log2 e
-  double sink;               // times log2 e
+  double scale;  // of q.k, times log2 e
+  double sink;   // times log2 e
   bool has_sink, cosine;
-  int64_t queries;           // those below q_length
+  int64_t queries;  // those below q_length
 };
 
 template <class T>

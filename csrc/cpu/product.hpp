@@ -38,8 +38,8 @@ HARKEN_INLINE void multiply(const T* a, int64_t row, int64_t step, const T* b, i
 
 // S[k] = seed + sum_d K[k][d] Q[d] for R keys, and the running maximum of each column.
 template <class T, int R, int C>
-__attribute__((noinline)) void score_tile(const T* K, int64_t step, const T* Q, int64_t width, int64_t D, T* S, const T* seed,
-                                          T* top) {
+__attribute__((noinline)) void score_tile(const T* K, int64_t step, const T* Q, int64_t width, int64_t D, T* S,
+                                          const T* seed, T* top) {
   Lanes<T> sum[R][C];
 #pragma GCC unroll 4
   for (int c = 0; c < C; ++c) {
@@ -112,8 +112,8 @@ HARKEN_INLINE void with_columns(int n, Body body) {
 
 // Keys k .. k + n - 1 against `cols` registers of queries.
 template <class T>
-inline void scores(const T* K, int64_t step, int64_t n, const T* Q, int64_t width, int cols, int64_t D, T* S, const T* seed,
-                   T* top) {
+inline void scores(const T* K, int64_t step, int64_t n, const T* Q, int64_t width, int cols, int64_t D, T* S,
+                   const T* seed, T* top) {
   with_columns(cols, [&](auto C) __attribute__((always_inline)) {
     in_tiles<C.value>(n, [&](int64_t i, auto R) __attribute__((always_inline)) {
       score_tile<T, R.value, C.value>(K + i * step, step, Q, width, D, S + i * width, seed, top);
@@ -133,8 +133,8 @@ inline void values(const T* V, int64_t step, int64_t n, const T* P, int64_t widt
 // The same sums, in the same order, without ever multiplying a value that a query may not see: 0 times NaN is NaN. `seen`
 // lies like P and is -inf where a key is hidden. For tiles whose result is not finite; speed does not matter.
 template <class T>
-inline void values_selected(const T* V, int64_t step, int64_t n, const T* P, const T* seen, int64_t width, int cols, int64_t Dv,
-                            T* O) {
+inline void values_selected(const T* V, int64_t step, int64_t n, const T* P, const T* seen, int64_t width, int cols,
+                            int64_t Dv, T* O) {
   for (int64_t d = 0; d < Dv; ++d)
     for (int c = 0; c < cols; ++c) {
       int64_t at = c * lanes<T>;

@@ -81,7 +81,8 @@ inline void write_lse(const Matrix& M, int64_t i, double lse) {
 // Does the matrix lie as an array of S, each row without gaps?
 template <class S>
 inline bool plain(const Matrix& M, Type type) {
-  return M.type == type && M.col == sizeof(S) && M.row % int64_t(sizeof(S)) == 0 && (int64_t)M.data % int64_t(sizeof(S)) == 0;
+  return M.type == type && M.col == sizeof(S) && M.row % int64_t(sizeof(S)) == 0 &&
+         (int64_t)M.data % int64_t(sizeof(S)) == 0;
 }
 
 template <class T>
@@ -97,7 +98,7 @@ inline bool in_place(const Matrix& M) {
 template <class T>
 struct Rows {
   const T* at;
-  int64_t step;                // numbers from one row to the next
+  int64_t step;  // numbers from one row to the next
 };
 
 // Rows i .. i + n - 1 in the compute type, `step` numbers a row and 0 beyond `count`; unit: divided by their norms.
@@ -141,7 +142,8 @@ inline void read_transposed(const Rows<T>& from, int64_t n, int64_t count, Lanes
 
 // The other way: row i, i < n, gets from[d * width + i] * factor[i].
 template <class T>
-inline void write_transposed(const T* from, int64_t width, int64_t count, Lanes<T> factor, int64_t n, T* to, int64_t step) {
+inline void write_transposed(const T* from, int64_t width, int64_t count, Lanes<T> factor, int64_t n, T* to,
+                             int64_t step) {
   constexpr int N = lanes<T>;
   int64_t d = 0;
   for (; d + N <= count; d += N) {

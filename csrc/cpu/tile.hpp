@@ -12,14 +12,14 @@ namespace {
 
 template <class T>
 struct Tile {
-  T* S;                        // [rows][width]
+  T* S;  // [rows][width]
   int64_t width;
-  Lanes<T> j;                  // the key of row 0, counted from the block's first
-  T step;                      // keys from one row to the next
-  const T* p;                  // [width] the query's position, counted from the block's first key
-  const T *first, *end;        // [width] the interval that it sees, likewise
-  const T* slope;              // [width] of alibi; or null
-  const T *bias, *mask;        // like S; or null
+  Lanes<T> j;            // the key of row 0, counted from the block's first
+  T step;                // keys from one row to the next
+  const T* p;            // [width] the query's position, counted from the block's first key
+  const T *first, *end;  // [width] the interval that it sees, likewise
+  const T* slope;        // [width] of alibi; or null
+  const T *bias, *mask;  // like S; or null
 };
 
 // Part of a tile: rows k0 .. k1 - 1 of the registers c0 .. c1 - 1.
@@ -54,7 +54,8 @@ inline void hide(const Tile<T>& tile, const Piece& piece, bool edge) {
     each(tile, piece, [&](F s, int64_t, int64_t lane, F j) {
       return hidden_outside(s, j, take(tile.first + lane), take(tile.end + lane));
     });
-  if (tile.mask) each(tile, piece, [&](F s, int64_t at, int64_t, F) { return hidden_where_zero(s, take(tile.mask + at)); });
+  if (tile.mask)
+    each(tile, piece, [&](F s, int64_t at, int64_t, F) { return hidden_where_zero(s, take(tile.mask + at)); });
 }
 
 // The largest score of each lane.

@@ -98,8 +98,8 @@ def reference(
         raise ValueError(f"head_axis is {head_axis!r}: give -3 for (..., H, L, D) or -2 for (..., L, H, D)")
     if score not in ("dot", "cosine"):
         raise ValueError(f"score is {score!r}: give 'dot' or 'cosine'")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap is {softcap!r}: give a number above 0, or None for no cap")
+    if softcap is not None and not 0 < softcap < np.inf:
+        raise ValueError(f"softcap is {softcap!r}: give a finite number above 0, or None for no cap")
     compute = np.dtype(dtype or (np.float64 if q.dtype == np.float64 else np.float32))
     one_head = q.ndim == k.ndim == v.ndim == 2
     Q, K, V = (_heads_first(x, head_axis).astype(compute, order="C") for x in (q, k, v))
@@ -115,7 +115,7 @@ def reference(
     def per_head(x: ArrayLike) -> Array:
         return np.broadcast_to(np.asarray(x).astype(compute), (*batch, Hq))[..., None, None]
 
-    # who may look
+    # who may look at whom
     q_length = _integers("q_lengths", Lq if q_lengths is None else q_lengths, batch, Lq)
     kv_length = _integers("kv_lengths", Lk if kv_lengths is None else kv_lengths, batch, Lk)
     start = kv_length - q_length if q_start is None else _integers("q_start", q_start, batch)

@@ -30,5 +30,16 @@ HARKEN_INLINE void put(f16* at, F32 x) {
   _mm_storeu_si128((__m128i*)at, _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
 }
 
+HARKEN_INLINE F32 take_pieces(const float* const* rows) { return (F32)_mm256_loadu2_m128(rows[1], rows[0]); }
+HARKEN_INLINE F64 take_pieces(const double* const* rows) { return (F64)_mm256_loadu2_m128d(rows[1], rows[0]); }
+HARKEN_INLINE void put_pieces(F32 x, float* const* rows, int n) {
+  if (n > 0) _mm_storeu_ps(rows[0], _mm256_castps256_ps128((__m256)x));
+  if (n > 1) _mm_storeu_ps(rows[1], _mm256_extractf128_ps((__m256)x, 1));
+}
+HARKEN_INLINE void put_pieces(F64 x, double* const* rows, int n) {
+  if (n > 0) _mm_storeu_pd(rows[0], _mm256_castpd256_pd128((__m256d)x));
+  if (n > 1) _mm_storeu_pd(rows[1], _mm256_extractf128_pd((__m256d)x, 1));
+}
+
 }  // namespace
 }  // namespace harken

@@ -25,5 +25,14 @@ HARKEN_INLINE F64 max(F64 a, F64 b) { return (F64)_mm_max_pd((__m128d)a, (__m128
 HARKEN_INLINE bool any(Words32 truth) { return _mm_movemask_ps((__m128)truth) != 0; }
 HARKEN_INLINE bool any(Words64 truth) { return _mm_movemask_pd((__m128d)truth) != 0; }
 
+HARKEN_INLINE F32 take_pieces(const float* const* rows) { return take(rows[0]); }
+HARKEN_INLINE F64 take_pieces(const double* const* rows) { return take(rows[0]); }
+HARKEN_INLINE void put_pieces(F32 x, float* const* rows, int n) {
+  if (n > 0) put(rows[0], x);
+}
+HARKEN_INLINE void put_pieces(F64 x, double* const* rows, int n) {
+  if (n > 0) put(rows[0], x);
+}
+
 }  // namespace
 }  // namespace harken

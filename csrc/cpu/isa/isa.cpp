@@ -15,15 +15,15 @@ namespace {
 // the caller's control and status register as it was.
 struct FlushedSubnormals {
   unsigned before = _mm_getcsr();
-  FlushedSubnormals() { _mm_setcsr(0x1f80 | 0x8040); }   // all exceptions masked, to nearest, FTZ and DAZ
+  FlushedSubnormals() { _mm_setcsr(0x1f80 | 0x8040); }  // all exceptions masked, to nearest, FTZ and DAZ
   ~FlushedSubnormals() { _mm_setcsr(before); }
 };
 
 template <class T>
 int64_t scratch_in(const Problem& p, const Plan& plan) {
-  Bench<T> bench;
+  Workspace<T> work;
   DecodeSpace<T> space;
-  int64_t bytes = plan.form == Form::decode ? set_up(p, nullptr, space) : set_up(p, plan, nullptr, bench);
+  int64_t bytes = plan.form == Form::decode ? set_up(p, nullptr, space) : set_up(p, plan, nullptr, work);
   return most(bytes, up(p.Dv, lanes<T>) * sizeof(T));
 }
 
