@@ -15,15 +15,6 @@ namespace {
 
 constexpr double log2e = 0x1.71547652b82fep0, ln2 = 0x1.62e42fefa39efp-1;
 
-// The modifiers of one head, in units of log2 e.
-template <class T>
-struct Modifiers {
-  T cap;  // 0: none
-  T slope;
-  bool bias, alibi;
-  bool any() const { return cap != 0 || alibi || bias; }
-};
-
 template <class F, class T>
 inline F softcapped(F s, T cap) {
   return cap * tanh(s * (T(1) / cap));
@@ -37,6 +28,30 @@ inline F biased(F s, F bias) {
 template <class F>
 inline F distanced(F s, F slope, F p, F j) {
   return s - slope * absolute(p - j);
+}
+
+// What modifies the scores of one head, in units of log2 e.
+template <class T>
+struct Modifiers {
+  T cap;  // 0: none
+  T slope;
+  bool bias, alibi;
+
+  bool any() const { return cap != 0 || bias || alibi; }
+};
+
+template <class T>
+inline Modifiers<T> modifiers_of(const Problem& problem, double slope) {
+  return {T(problem.softcap * log2e), T(slope * log2e), problem.bias.data != nullptr, problem.slopes.data != nullptr};
+}
+
+// All of them, in their order.
+template <class F, class T>
+inline F modified(F s, const Modifiers<T>& by, F bias, F slope, F p, F j) {
+  if (by.cap != 0) s = softcapped(s, by.cap);
+  if (by.bias) s = biased(s, bias);
+  if (by.alibi) s = distanced(s, slope, p, j);
+  return s;
 }
 
 // 1 / |x| for a row of n numbers, in double so that no float overflows; a zero row stays zero.

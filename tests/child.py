@@ -20,13 +20,11 @@ result = getattr(importlib.import_module({module!r}), {name!r})(*json.loads({arg
 print("\\n" + json.dumps(result))
 """
 Env = Mapping[str, str]
-NONE: Env = {}
+NO: Env = {}
 SETTINGS = ("HARKEN_", "OMP_", "GOMP_", "KMP_", "OPENBLAS_", "MKL_")
 
 
-def in_child(
-    function: Callable[..., Any], *args: Any, timeout: float = 60, warn: str = "error", env: Env = NONE
-) -> Any:
+def in_child(function: Callable[..., Any], *args: Any, timeout: float = 60, warn: str = "error", env: Env = NO) -> Any:
     """What the function returns in a fresh process with these variables; arguments and result travel as JSON."""
     source = CALL.format(
         folder=str(Path(__file__).parent),
@@ -37,7 +35,7 @@ def in_child(
     return json.loads(output(source, timeout, warn, env).splitlines()[-1])
 
 
-def output(source: str, timeout: float = 60, warn: str = "error", env: Env = NONE) -> str:
+def output(source: str, timeout: float = 60, warn: str = "error", env: Env = NO) -> str:
     """Standard output of Python source in a fresh process, which must end well, and in time."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)}
     command = [sys.executable, "-X", "faulthandler", "-W", warn, "-c", source]

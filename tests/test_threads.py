@@ -149,7 +149,7 @@ def used() -> float:
 
 def test_threads_share_the_work() -> None:
     assert in_child(used, env={"HARKEN_NUM_THREADS": "1", **ALONE}) < 1.2
-    assert in_child(used, env={"HARKEN_NUM_THREADS": "4", **ALONE}) > 2
+    assert in_child(used, env={"HARKEN_NUM_THREADS": "4", **ALONE}) > 1.5
 
 
 @pytest.mark.parametrize("count", [1000, 1_000_000, 2**31 - 1])

@@ -87,8 +87,7 @@ inline int score_block(const Problem& p, const Head<T>& head, Workspace<T>& work
   }
   if (!head.modifiers.any() && !edge && some == Shown::all) return count;
 
-  Tile<T> tile = {work.S, q.width, {}, T(1), work.p, work.first, work.end, nullptr, nullptr, nullptr};
-  if (head.modifiers.alibi) tile.slope = work.slope;
+  Tile<T> tile = {work.S, q.width, {}, T(1), work.p, work.first, work.end, work.slope, nullptr, nullptr};
   if (head.modifiers.bias) {
     read_sheet(head.bias, q.i0, q.n, k0, k1 - k0, work.bias, q.width, work.rows, work.row_step);
     tile.bias = work.bias;
@@ -107,7 +106,7 @@ inline int score_block(const Problem& p, const Head<T>& head, Workspace<T>& work
     work.top[c] = -infinity;
   }
   for (int n = 0; n < count; ++n) {
-    modify(tile, pieces[n], head.modifiers);
+    if (head.modifiers.any()) modify(tile, pieces[n], head.modifiers);
     hide(tile, pieces[n], edge);
     tops(tile, pieces[n], work.top);
   }

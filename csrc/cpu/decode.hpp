@@ -73,8 +73,7 @@ inline void absorb_rows(const Problem& p, const Head<T>* heads, const DecodeWork
     top[lane] = -infinity;
   }
   hidden |= edge || masked;
-  Tile<T> tile = {work.S,  lanes<T>, take(key), T(keys), position, first, end, by.alibi ? slope : nullptr,
-                  nullptr, nullptr};
+  Tile<T> tile = {work.S, lanes<T>, take(key), T(keys), position, first, end, slope, nullptr, nullptr};
 
   scores_of_rows<T, E, R>(at.K, at.K_step, at.n, rows.Q, at.D, work.S, next_V);
   if (by.bias) {
@@ -85,7 +84,7 @@ inline void absorb_rows(const Problem& p, const Head<T>* heads, const DecodeWork
     gather<T, R>(p, heads, &Head<T>::mask, rows.r0, at.k0, at.n, work.mask, work.row);
     tile.mask = work.mask;
   }
-  modify(tile, all, by);
+  if (by.any()) modify(tile, all, by);
   hide(tile, all, edge);
   tops(tile, all, top);
   for (int r = 0; r < R; ++r) {  // the largest of a row, in all of its lanes

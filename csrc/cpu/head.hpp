@@ -83,8 +83,7 @@ inline Head<T> head_at(const Problem& p, int64_t batch_row, int64_t h) {
   head.has_sink = p.sinks.data != nullptr;
   head.sink = number_at(p.sinks, b, h, 0) * log2e;
   head.cosine = p.score == Score::cosine;
-  head.modifiers = {T(p.softcap * log2e), T(number_at(p.slopes, b, h, 0) * log2e), head.bias.data != nullptr,
-                    p.slopes.data != nullptr};
+  head.modifiers = modifiers_of<T>(p, number_at(p.slopes, b, h, 0));
   return head;
 }
 

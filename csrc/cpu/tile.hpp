@@ -18,7 +18,7 @@ struct Tile {
   T step;                // keys from one row to the next
   const T* p;            // [width] the query's position, counted from the block's first key
   const T *first, *end;  // [width] the interval that it sees, likewise
-  const T* slope;        // [width] of alibi; or null
+  const T* slope;        // [width] of alibi
   const T *bias, *mask;  // like S; or null
 };
 
@@ -39,12 +39,10 @@ HARKEN_INLINE void each(const Tile<T>& tile, const Piece& piece, Pass pass) {
 template <class T>
 inline void modify(const Tile<T>& tile, const Piece& piece, const Modifiers<T>& by) {
   using F = Lanes<T>;
-  if (by.cap != 0) each(tile, piece, [&](F s, int64_t, int64_t, F) { return softcapped(s, by.cap); });
-  if (tile.bias) each(tile, piece, [&](F s, int64_t at, int64_t, F) { return biased(s, take(tile.bias + at)); });
-  if (tile.slope)
-    each(tile, piece, [&](F s, int64_t, int64_t lane, F j) {
-      return distanced(s, take(tile.slope + lane), take(tile.p + lane), j);
-    });
+  each(tile, piece, [&](F s, int64_t at, int64_t lane, F j) {
+    F bias = tile.bias ? take(tile.bias + at) : F{};
+    return modified(s, by, bias, take(tile.slope + lane), take(tile.p + lane), j);
+  });
 }
 
 template <class T>

@@ -182,16 +182,16 @@ PyTypeObject* function_type() {
   return type;
 }
 
-// The signature stands once, in Python. This is the check that the list in call.hpp says the same.
-void compare_signature(const py::object& function) {
-  const py::object code = function.attr("__code__");
-  const auto before = code.attr("co_argcount").cast<int>(), after = code.attr("co_kwonlyargcount").cast<int>();
+// The parameters of the def, by name; they must be those of the table.
+py::object parameters_of(const py::object& function) {
+  const py::object parameters = py::module_::import("inspect").attr("signature")(function).attr("parameters");
   py::tuple table(arguments);
   for (int slot = 0; slot < arguments; ++slot) table[slot] = py::handle(names[slot]);
-  const py::object given = code.attr("co_varnames")[py::slice(0, before + after, 1)];
-  if (before != required_arguments || !given.equal(table)) {
+  const py::tuple given(parameters);
+  if (!given.equal(table)) {
     refuse(PyExc_TypeError, "%R has the arguments %S, the extension has %S", function.ptr(), given.ptr(), table.ptr());
   }
+  return parameters;
 }
 
 }  // namespace
@@ -207,7 +207,7 @@ const char* name_of(Argument argument) {
 
 py::object native(py::object function) {
   PyTypeObject* type = function_type();
-  compare_signature(function);
+  const py::object parameters = parameters_of(function);
   const auto name = function.attr("__name__").cast<std::string>();
   const Body body = name == "attention" ? attend : name == "explain" ? explain : nullptr;
   if (body == nullptr) refuse(PyExc_ValueError, "the extension has no body for %R", function.ptr());
@@ -216,9 +216,8 @@ py::object native(py::object function) {
   auto result = py::reinterpret_steal<py::object>(reinterpret_cast<PyObject*>(made));
   made->vectorcall = call;
   made->body = body;
-  const py::dict defaults = function.attr("__kwdefaults__");
   for (int slot = required_arguments; slot < arguments; ++slot) {
-    made->defaults[slot] = py::object(defaults[names[slot]]).release().ptr();
+    made->defaults[slot] = py::object(parameters[names[slot]].attr("default")).release().ptr();
   }
   py::module_::import("functools").attr("update_wrapper")(result, function);
   return result;

@@ -235,4 +235,3 @@ def attention(
     >>> out.shape, lse.shape
     ((4, 8, 100, 64), (4, 8, 100))
     """
-    raise NotImplementedError  # the body is csrc/python/attend.cpp

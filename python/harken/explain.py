@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import ParamSpec, Unpack
 
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from harken._load import core
-from harken.attention import Window
+from harken.attention import Options, attention
+
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -89,31 +93,22 @@ class Plan:
         return "\n".join(f"{name:<10} {what:<{width}}  {why}" for name, what, why in rows)
 
 
+def _like_attention(function: Callable[P, Plan]) -> Callable[P, Plan]:
+    """Give the function the parameters of `attention`, which stand there alone."""
+    vars(function)["__signature__"] = inspect.signature(attention).replace(return_annotation="Plan")
+    return function
+
+
 @core.native
+@_like_attention
 def explain(
     q: ArrayLike,
     k: ArrayLike,
     v: ArrayLike,
     *,
-    mask: ArrayLike | None = None,
-    bias: ArrayLike | None = None,
-    causal: bool = False,
-    window: Window | None = None,
-    q_start: ArrayLike | None = None,
-    q_lengths: ArrayLike | None = None,
-    kv_lengths: ArrayLike | None = None,
-    scale: ArrayLike | None = None,
-    score: Literal["dot", "cosine"] = "dot",
-    softcap: float | None = None,
-    alibi: ArrayLike | None = None,
-    sinks: ArrayLike | None = None,
-    precision: Literal["highest", "high", "medium"] = "highest",
-    head_axis: int = -3,
     return_lse: bool = False,
     return_weights: bool = False,
-    out: NDArray[Any] | None = None,
-    threads: int | None = None,
-    device: str | None = None,
+    **options: Unpack[Options],
 ) -> Plan:
     """Say how `harken.attention` would compute the same arguments, without computing.
 
@@ -148,4 +143,4 @@ def explain(
     arrays     q (8, 1000, 64)  k (8, 1000, 64)  v (8, 1000, 64)  float32
     backend ...
     """
-    raise NotImplementedError  # the body is csrc/python/explain.cpp
+    raise AssertionError("the body is csrc/python/explain.cpp")
