@@ -2,6 +2,7 @@
 #include "backend.hpp"
 
 #include <atomic>
+#include <cerrno>
 #include <cstdlib>
 #include <cstring>
 
@@ -133,9 +134,11 @@ Outcome answer(const Backend& backend, const Problem& problem, Plan& plan) {
   space.busy = true;
   plan.partials = space.at + scratch;
   Context context{backend, problem, plan, space.at};
+  const int error_before = errno;
   bool done = run({attend_task, &context}, plan.tasks, plan.threads);
   if (done && plan.ranges > 1) done = run({merge_task, &context}, plan.tasks / plan.ranges, plan.threads);
   space.busy = false;
+  errno = error_before;
   if (space.bytes > most_kept) space.shrink();
   return done ? Outcome::done : Outcome::interrupted;
 }

@@ -1,7 +1,8 @@
 // dtype.hpp - the list of storage types, and how each becomes the compute type and comes back.
 //
-// Kernels compute in float or double only. A storage type is a struct, a row of the list, a widen and a narrow. These two
-// are written over words of bits, one word or a register of them, so that they serve every instruction set and the GPU.
+// Kernels compute in float or double only. A storage type is a struct, a row of the list, a widen and a narrow. These
+// two are written over words of bits, one word or a register of them, so that they serve every instruction set and the
+// GPU.
 #pragma once
 
 #include <stdint.h>
@@ -80,8 +81,8 @@ inline W narrow(bf16, N value) {
   return (x & 0x7fffffffu) > 0x7f800000u ? quiet : rounded;
 }
 
-// A subnormal of float16 is mantissa 2^-24. The usual trick, a shift and a multiplication, would pass through a subnormal
-// of float32, which the kernels' floating point mode takes for zero; so it goes by way of an integer.
+// A subnormal of float16 is mantissa 2^-24. The usual trick, a shift and a multiplication, would pass through a
+// subnormal of float32, which the kernels' floating point mode takes for zero; so it goes by way of an integer.
 template <class N, class W>
 inline N widen(f16, W x) {
   W sign = (x & 0x8000u) << 16, magnitude = x & 0x7fffu;

@@ -2,8 +2,8 @@
 //
 //     visible(i, j) = max(0, p - left) <= j < min(kv_length, p + right + 1)  and  mask[i, j],     p = i + q_start
 //
-// Causal is right = 0. Both ends grow with i, so a tile of queries sees the union of its first and last row's intervals;
-// tiles outside of it are not visited, and only tiles that an end passes through look at single scores.
+// Causal is right = 0. Both ends grow with i, so a tile of queries sees the union of its first and last row's
+// intervals; tiles outside of it are not visited, and only tiles that an end passes through look at single scores.
 #pragma once
 
 #include "problem.hpp"

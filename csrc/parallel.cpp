@@ -1,7 +1,8 @@
 // parallel.cpp - tasks are handed out one by one from a counter to a team that OpenMP keeps.
 //
 // Which thread runs a task never shows in the result, so handing out is free to follow the load. Measured on two cores
-// with libgomp: fork and join 1 us while the team is hot; see python/harken/_load.py for the cold case and the spinning.
+// with libgomp: fork and join 1 us while the team is hot; see python/harken/_load.py for the cold case and the
+// spinning.
 #include "parallel.hpp"
 
 #include <dlfcn.h>
@@ -20,7 +21,7 @@ namespace {
 struct Run {
   const Job& job;
   int64_t count;
-  std::atomic<int64_t> next{0};
+  std::atomic<int64_t> next{0}, done{0};
   std::atomic<bool> stop{false};
 };
 
@@ -33,7 +34,7 @@ thread_local int64_t asked_at = 0;              // milliseconds
 thread_local unsigned long long looked_at = 0;  // at the clock, in cycles
 
 std::atomic<bool (*)()> interrupt{nullptr};
-std::atomic<bool> team_exists{false};
+thread_local bool has_team = false;  // each thread that calls has one of its own
 
 int64_t milliseconds() {
   timespec now;
@@ -45,6 +46,21 @@ void work(Run& run, int thread) {
   for (int64_t i; (i = run.next.fetch_add(1, std::memory_order_relaxed)) < run.count;) {
     if (interrupted()) return;
     run.job.task(run.job.context, i, thread);
+    run.done.fetch_add(1, std::memory_order_release);
+  }
+}
+
+// The caller waits here and not at OpenMP's barrier, where it could not hear Ctrl-C, and where a libgomp that another
+// library has loaded would spin for milliseconds and keep its own helpers from running.
+void wait_for_others(Run& run) {
+  constexpr int spins = 1000;  // about 60 us
+  constexpr timespec nap = {0, 20000};
+  for (int i = 0; run.done.load(std::memory_order_acquire) < run.count && !interrupted(); ++i) {
+    if (i < spins) {
+      __builtin_ia32_pause();
+    } else {
+      nanosleep(&nap, nullptr);
+    }
   }
 }
 
@@ -70,10 +86,11 @@ const Threads by_default = default_threads();
 const int openmp_at_load = omp_get_max_threads();
 std::atomic<int> set_by_call{0};
 
-// After a fork the child has none of the team's threads, and libgomp would wait for them for ever. Ending the team before
-// the fork cures both sides: each makes a new one when it next needs it.
+// After a fork the child has none of the team's threads, and libgomp would wait for them for ever. Ending the team
+// before the fork cures both sides: each makes a new one when it next needs it.
 void before_fork() {
-  if (team_exists.exchange(false)) omp_pause_resource_all(omp_pause_hard);
+  if (has_team) omp_pause_resource_all(omp_pause_hard);
+  has_team = false;
 }
 
 const int fork_handler = pthread_atfork(before_fork, nullptr, nullptr);
@@ -131,7 +148,7 @@ bool run(const Job& job, int64_t count, int threads) {
   if (threads <= 1) {
     work(run, 0);
   } else {
-    team_exists = true;
+    has_team = true;
     // Always the same team: libgomp ends and creates threads when the number changes. The surplus goes straight on.
     int usual = usable_threads(0), team = threads > usual ? threads : usual;
 #pragma omp parallel num_threads(team)
@@ -143,7 +160,11 @@ bool run(const Job& job, int64_t count, int threads) {
           began = false;
         }
         work(run, thread);
-        if (thread > 0) current = nullptr;
+        if (thread > 0) {
+          current = nullptr;
+        } else {
+          wait_for_others(run);
+        }
       }
     }
   }

@@ -1,9 +1,8 @@
 // score.hpp - what becomes of s = q.k before the softmax sees it.
 //
-//     s <- scale s                       folded into Q when it is packed; cosine: rows of Q and K are divided by their norms
-//     s <- cap tanh(s / cap)             softcap
-//     s <- s + bias                      any additive term
-//     s <- s - slope |p - j|             alibi; p the query's position, j the key's
+//     s <- scale s                       folded into Q when it is packed; cosine: rows of Q and K are divided by their
+//     norms s <- cap tanh(s / cap)             softcap s <- s + bias                      any additive term s <- s -
+//     slope |p - j|             alibi; p the query's position, j the key's
 //
 // in units of log2 e, because the softmax is taken in base 2. F is a register of numbers, or one number on a GPU.
 #pragma once

@@ -5,9 +5,9 @@
 // Associative, with identity (-inf, 0, 0), which is also what a query that sees no key ends with. Tiles, key ranges,
 // threads, GPUs and the public merge() are this one operation.
 //
-// m need not be the maximum, only near it: 2^(s - m) is exact to rounding wherever it neither overflows nor vanishes. A tile
-// moves m when a score exceeds it by more than 2^8, which spares nearly all of the rescaling of O (4 to 7 % of a call).
-// Each row moves its own m, so that its bits never depend on its neighbours.
+// m need not be the maximum, only near it: 2^(s - m) is exact to rounding wherever it neither overflows nor vanishes. A
+// tile moves m when a score exceeds it by more than 2^8, which spares nearly all of the rescaling of O (4 to 7 % of a
+// call). Each row moves its own m, so that its bits never depend on its neighbours.
 #pragma once
 
 #include <stdint.h>
@@ -17,7 +17,8 @@ namespace {
 
 constexpr float slack = 8;
 
-// What a step does to the rows of one register: the new m, its limit, the factor of l and O, and what to take from the scores.
+// What a step does to the rows of one register: the new m, its limit, the factor of l and O, and what to take from the
+// scores.
 template <class F>
 struct Move {
   F m, limit, factor, subtract;

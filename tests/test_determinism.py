@@ -136,9 +136,9 @@ def test_groups_of_every_size(backend: str, dtype: Dtype, Lq: int) -> None:
 
 
 def layouts(x: Array) -> list[Array]:
-    """The same numbers backwards, in steps, off by a byte, in rows of whole pages."""
+    """The same numbers backwards, in steps, off by a byte, a page to each row."""
     shifted = np.empty(x.nbytes + 64, "u1")[1 : 1 + x.nbytes].view(x.dtype).reshape(x.shape)
-    page = np.empty((*x.shape[:-1], 4096), x.dtype)[..., : x.shape[-1]]
+    page = np.empty((*x.shape[:-1], 4096 // x.itemsize), x.dtype)[..., : x.shape[-1]]
     shifted[...] = page[...] = x
     return [x[..., ::-1, ::-1].copy()[..., ::-1, ::-1], poisoned(x, step=2), shifted, page]
 

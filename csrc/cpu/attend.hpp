@@ -5,9 +5,10 @@
 //     P = 2^(S - M)
 //     m, l, O = M,  a l + sum P,  a O + P V
 //
-// At the end O / l, and lse = (m + log2 l) ln 2. Queries lie along the lanes, so S is held as S^T and nothing in the loop is
-// horizontal. A task is up to 256 queries; each block of keys is brought near once and serves all of them, one register
-// tile of queries after the other (64 queries a pass instead of 256 cost 3 to 5 %, 10 where rows are 4 KiB apart).
+// At the end O / l, and lse = (m + log2 l) ln 2. Queries lie along the lanes, so S is held as S^T and nothing in the
+// loop is horizontal. A task is up to 256 queries; each block of keys is brought near once and serves all of them, one
+// register tile of queries after the other (64 queries a pass instead of 256 cost 3 to 5 %, 10 where rows are 4 KiB
+// apart).
 #pragma once
 
 #include "block.hpp"
@@ -17,7 +18,8 @@ namespace harken {
 bool interrupted();
 namespace {
 
-// m, l, O for the new top; what the exponentials still have to subtract goes to work.subtract. False: nothing to subtract.
+// m, l, O for the new top; what the exponentials still have to subtract goes to work.subtract. False: nothing to
+// subtract.
 template <class T>
 inline bool move_state(const Problem& p, Workspace<T>& work, Queries<T>& q, bool seeded) {
   bool moved = !seeded;
@@ -118,7 +120,8 @@ inline void leave_partial(const Problem& p, const Partial<T>& to, const Queries<
   }
 }
 
-// The weights of one block: the scores again, now that m and l are known. work.subtract holds the factors of finish_tile.
+// The weights of one block: the scores again, now that m and l are known. work.subtract holds the factors of
+// finish_tile.
 template <class T>
 inline void weigh(const Problem& p, const Head<T>& head, Workspace<T>& work, const Queries<T>& q, const Rows<T>& K,
                   int64_t k0, int64_t k1) {

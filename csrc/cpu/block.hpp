@@ -52,8 +52,8 @@ inline void seed_scores(Workspace<T>& work, const Queries<T>& q, bool seeded) {
   for (int64_t c = 0; c < q.width; c += lanes<T>) put(work.seed + c, seeded ? -reference(take(q.m + c)) : Lanes<T>{});
 }
 
-// Where m was far below what now comes, -m was larger than the sum that it was put into, and took its last digits. Those
-// rows start at 0 again. True: there are some.
+// Where m was far below what now comes, -m was larger than the sum that it was put into, and took its last digits.
+// Those rows start at 0 again. True: there are some.
 template <class T>
 inline bool reseed(Workspace<T>& work, const Queries<T>& q) {
   bool some = false;

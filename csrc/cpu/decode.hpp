@@ -1,8 +1,8 @@
 // decode.hpp - few queries against many keys: channels along the lanes, every key and value read once, as it is stored.
 //
 // The rows of a task are the queries of all heads that share its keys, taken four, two or one at a time. The products
-// of R rows with lanes / R keys are summed across lanes together, so that one register holds the scores [R][lanes / R]: the
-// same tile, the same passes, the same page as attend.hpp; only the products differ.
+// of R rows with lanes / R keys are summed across lanes together, so that one register holds the scores [R][lanes / R]:
+// the same tile, the same passes, the same page as attend.hpp; only the products differ.
 #pragma once
 
 #include "attend.hpp"
@@ -24,7 +24,7 @@ template <class T>
 struct DecodeRows {
   int r0, count;     // rows of the task; 4, 2 or 1
   T *Q, *O;          // [count][D], [count][Dv], D and Dv rounded up to registers
-  T *m, *l, *limit;  // [lanes]: m and limit alike in all lanes of a row, l by lane
+  T *m, *l, *limit;  // [lanes], alike in all lanes of a row; l: [count][lanes], one sum for each residue of the key
 };
 
 // Bias or mask for the scores of a group, as they lie in S.
@@ -37,6 +37,22 @@ inline void gather(const Problem& p, const Head<T>* heads, Matrix Head<T>::* whi
     read_row(M, (r0 + r) % p.Lq, k0, n, row);
     for (int k = 0; k < up(n, keys); ++k) to[k / keys * lanes<T> + r * keys + k % keys] = k < n ? row[k] : T(0);
   }
+}
+
+// P = 2^(S - subtract), l += P. A row's sum is kept for each residue of its keys modulo the number of lanes, so that
+// its bits do not depend on how many rows share a register.
+template <class T, int R>
+inline void exponentials_of_rows(T* S, int registers, Lanes<T> subtract, T* l) {
+  Lanes<T> sum[R] = {};
+  for (int i = 0; i < registers; i += R)
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      if (i + r >= registers) break;
+      Lanes<T> x = exp2(take(S + (i + r) * lanes<T>) - subtract);
+      put(S + (i + r) * lanes<T>, x);
+      sum[r] += x;
+    }
+  for (int r = 0; r < R; ++r) put(l + r * lanes<T>, take(l + r * lanes<T>) + sum[r]);
 }
 
 // A chunk of keys as the products read it: E where it lies, or T where it had to be copied.
@@ -98,13 +114,12 @@ inline void absorb_rows(const Problem& p, const Head<T>* heads, const DecodeWork
   if (to.any) {
     put(rows.m, to.m);
     put(rows.limit, to.limit);
-    put(rows.l, take(rows.l) * to.factor);
+    for (int r = 0; r < R; ++r) put(rows.l + r * lanes<T>, take(rows.l + r * lanes<T>) * to.factor);
     for (int r = 0; r < R; ++r)
       for (int64_t d = 0; d < at.Dv; d += lanes<T>)
         put(rows.O + r * at.Dv + d, take(rows.O + r * at.Dv + d) * fill(T(to.factor[r * keys])));
   }
-  put(top, to.subtract);
-  exponentials<T, 1>(work.S, lanes<T>, registers, top, rows.l);
+  exponentials_of_rows<T, R>(work.S, registers, to.subtract, rows.l);
 
   if (!careful) {
     constexpr int X = sums_held / R < 8 ? sums_held / R : 8;
@@ -215,7 +230,7 @@ inline int64_t set_up(const Problem& p, char* from, DecodeSpace<T>& space) {
     group.Q = array(group.count * D);
     group.O = array(group.count * Dv);
     T** states[] = {&group.m, &group.l, &group.limit};
-    for (T** state : states) *state = array(lanes<T>);
+    for (T** state : states) *state = array(group.count * lanes<T>);
     if (from) space.groups[space.count] = group;
     ++space.count;
     r += group.count;
@@ -235,7 +250,7 @@ inline void start(const Problem& p, const Head<T>* heads, const DecodeRows<T>& r
   for (int64_t d = 0; d < rows.count * Dv; d += lanes<T>) put(rows.O + d, Lanes<T>{});
   put(rows.m, fill(T(-infinity)));
   put(rows.limit, fill(T(-infinity)));
-  put(rows.l, Lanes<T>{});
+  for (int r = 0; r < rows.count; ++r) put(rows.l + r * lanes<T>, Lanes<T>{});
 }
 
 template <class T>
@@ -247,7 +262,7 @@ inline void finish(const Problem& p, const Plan& plan, const Task& task, const H
     int64_t row = rows.r0 + r, i = row % p.Lq;
     const Head<T>& head = heads[row / p.Lq];
     T m = rows.m[r * keys], l = 0;
-    for (int k = 0; k < keys; ++k) l += rows.l[r * keys + k];
+    for (int k = 0; k < lanes<T>; ++k) l += rows.l[k / keys * lanes<T> + r * keys + k % keys];
     if (plan.ranges > 1) {
       Partial<T> to = partial_at<T>(p, plan, task.index);
       to.m[row] = m;

@@ -1,4 +1,4 @@
-// finish.hpp - how a row leaves: its state becomes an output row and its logarithm, or waits as a partial for its other ranges.
+// finish.hpp - how a row leaves: its state becomes an output row and its logarithm, or a partial for its other ranges.
 #pragma once
 
 #include "../plan.hpp"

@@ -205,9 +205,9 @@ HARKEN_INLINE void transpose_pieces(F* x) {
   }
 }
 
-// n <= lanes rows of `lanes` numbers, `step` apart, into x[channel][row]; lanes past n repeat the last row. Rows come in as
-// 128-bit pieces, which needs no shuffle, so that the rest stays within 128 bits: 0.9 thousand cycles for 64 x 64 floats in
-// AVX-512 where whole registers and four stages of full shuffles take 3.1.
+// n <= lanes rows of `lanes` numbers, `step` apart, into x[channel][row]; lanes past n repeat the last row. Rows come
+// in as 128-bit pieces, which needs no shuffle, so that the rest stays within 128 bits: 0.9 thousand cycles for 64 x 64
+// floats in AVX-512 where whole registers and four stages of full shuffles take 3.1.
 template <class T>
 HARKEN_INLINE void take_transposed(const T* from, int64_t step, int n, Lanes<T>* x) {
   constexpr int block = 16 / int(sizeof(T)), pieces = lanes<T> / block;

@@ -61,7 +61,8 @@ __attribute__((noinline)) void score_tile(const T* K, int64_t step, const T* Q, 
 }
 
 // O[d] += sum_k V[k][d] P[k] for R channels. A block is summed apart and then added: one long chain would lose the many
-// small weights beside a large one, and its error grow with the number of keys (1e-4 where this leaves 4e-6, 4096 keys).
+// small weights beside a large one, and its error grow with the number of keys (1e-4 where this leaves 4e-6, 4096
+// keys).
 template <class T, int R, int C>
 __attribute__((noinline)) void value_tile(const T* V, int64_t step, const T* P, int64_t width, int64_t keys, T* O) {
   Lanes<T> sum[R][C] = {};
@@ -88,7 +89,8 @@ HARKEN_INLINE void with_count(int64_t n, Body body) {
   body(Count<most>());
 }
 
-// n rows as tiles of nearly one height: 16 = 6 + 5 + 5, not 6 + 6 + 4, because a low tile waits for its multiplications.
+// n rows as tiles of nearly one height: 16 = 6 + 5 + 5, not 6 + 6 + 4, because a low tile waits for its
+// multiplications.
 template <int C, class Body>
 HARKEN_INLINE void in_tiles(int64_t n, Body body) {
   constexpr int full = rows_for(C);
@@ -130,8 +132,8 @@ inline void values(const T* V, int64_t step, int64_t n, const T* P, int64_t widt
   });
 }
 
-// The same sums, in the same order, without ever multiplying a value that a query may not see: 0 times NaN is NaN. `seen`
-// lies like P and is -inf where a key is hidden. For tiles whose result is not finite; speed does not matter.
+// The same sums, in the same order, without ever multiplying a value that a query may not see: 0 times NaN is NaN.
+// `seen` lies like P and is -inf where a key is hidden. For tiles whose result is not finite; speed does not matter.
 template <class T>
 inline void values_selected(const T* V, int64_t step, int64_t n, const T* P, const T* seen, int64_t width, int cols,
                             int64_t Dv, T* O) {

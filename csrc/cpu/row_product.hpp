@@ -1,7 +1,7 @@
 // row_product.hpp - the two products for few queries, S = K q and O += V p, with channels along the lanes.
 //
-// The sums of R rows with lanes / R keys are held apart lane by lane and added across lanes together, so that one register
-// ends as the scores [R][lanes / R] and no addition across lanes stands alone.
+// The sums of R rows with lanes / R keys are held apart lane by lane and added across lanes together, so that one
+// register ends as the scores [R][lanes / R] and no addition across lanes stands alone.
 #pragma once
 
 #include "workspace.hpp"
@@ -15,8 +15,8 @@ constexpr int sums_held = columns == 4 ? 16 : 8;  // registers for O in values_o
 template <class T, int R>
 constexpr int keys_in = lanes<T> / R;  // of a register
 
-// Prefetch of the other stream while this one is read, one row a key: 81 -> 93 % of a streaming read beyond the L2 cache,
-// but a loss inside of it, so only where the keys and values of a head exceed 1 MiB.
+// Prefetch of the other stream while this one is read, one row a key: 81 -> 93 % of a streaming read beyond the L2
+// cache, but a loss inside of it, so only where the keys and values of a head exceed 1 MiB.
 struct Ahead {
   const char* at;  // null: off
   int64_t step, bytes;

@@ -88,8 +88,8 @@ inline bool plain(const Matrix& M, Type type) {
 template <class T>
 constexpr Type type_of = sizeof(T) == 4 ? Type::f32 : Type::f64;
 
-// May the products read it where it lies? Rows 4096 bytes apart fall into the same few sets of the L1 cache: reading them
-// in place costs 10 to 25 % of a call, a compact copy shared by 256 queries nearly nothing.
+// May the products read it where it lies? Rows 4096 bytes apart fall into the same few sets of the L1 cache: reading
+// them in place costs 10 to 25 % of a call, a compact copy shared by 256 queries nearly nothing.
 template <class T>
 inline bool in_place(const Matrix& M) {
   return plain<T>(M, type_of<T>) && (M.row % 4096 != 0 || M.row == 0);
@@ -122,7 +122,8 @@ inline Rows<T> near(const Matrix& M, int64_t i, int64_t i1, int64_t count, int64
   return compact(M, i, i1 - i, count, step, unit, copy);
 }
 
-// 1 <= n <= lanes rows of `count` numbers, times one factor each, into lanes: to[d * width + i] = factor[i] * row[i][d].
+// 1 <= n <= lanes rows of `count` numbers, times one factor each, into lanes: to[d * width + i] = factor[i] *
+// row[i][d].
 template <class T>
 inline void read_transposed(const Rows<T>& from, int64_t n, int64_t count, Lanes<T> factor, T* to, int64_t width) {
   constexpr int N = lanes<T>;

@@ -1,7 +1,7 @@
 // tile.hpp - the S tile in the L1 cache between the two products, and the passes over it.
 //
-// A tile is rows of registers. In the tiled form a row is one key and the lanes are queries; in decode the lanes are the
-// keys and queries of a group. A tile knows for each lane the query's position and the key of its first row, so one
+// A tile is rows of registers. In the tiled form a row is one key and the lanes are queries; in decode the lanes are
+// the keys and queries of a group. A tile knows for each lane the query's position and the key of its first row, so one
 // formula of score.hpp and mask.hpp serves both.
 #pragma once
 
@@ -124,8 +124,8 @@ inline Shown shown(const Matrix& mask, int64_t i, int64_t rows, int64_t j, int64
   return !some ? Shown::none : Shown::all;
 }
 
-// Rows i .. i + n - 1 and keys j .. j + keys - 1 of a bias or mask, with queries in lanes: to[k * width + r]. A row that
-// serves all queries (stride 0) is read once.
+// Rows i .. i + n - 1 and keys j .. j + keys - 1 of a bias or mask, with queries in lanes: to[k * width + r]. A row
+// that serves all queries (stride 0) is read once.
 template <class T>
 inline void read_sheet(const Matrix& M, int64_t i, int64_t n, int64_t j, int64_t keys, T* to, int64_t width, T* rows,
                        int64_t row_step) {

@@ -16,7 +16,8 @@ namespace {
 
 constexpr uint32_t needs = has_avx2 | has_fma | has_f16c;
 
-// Sums held in a tile of the products, rows x columns of registers: 6 x 2 = 12 of 16, with 2 for the columns and 1 for a row.
+// Sums held in a tile of the products, rows x columns of registers: 6 x 2 = 12 of 16, with 2 for the columns and 1 for
+// a row.
 constexpr int columns = 2;
 constexpr int rows_for(int c) { return c == 2 ? 6 : 12; }
 

@@ -16,7 +16,8 @@ namespace {
 
 constexpr uint32_t needs = has_avx2 | has_fma | has_f16c | has_avx512;
 
-// Sums held in a tile of the products, rows x columns of registers: 6 x 4 = 24 of 32, with 4 for the columns and 1 for a row.
+// Sums held in a tile of the products, rows x columns of registers: 6 x 4 = 24 of 32, with 4 for the columns and 1 for
+// a row.
 constexpr int columns = 4;
 constexpr int rows_for(int c) { return c == 4 ? 6 : c == 3 ? 8 : c == 2 ? 12 : 16; }
 
@@ -31,7 +32,8 @@ HARKEN_INLINE void put(f16* at, F32 x) {
 }
 
 // VREDUCE gives x - floor(x), VSCALEF multiplies by 2^floor(x): 7 operations instead of 9, and no clamp, because
-// scalef(p, -inf) == 0. 1 to 2 % of a whole call over the general form. Coefficients: minimax on [0, 1), constant held at 1.
+// scalef(p, -inf) == 0. 1 to 2 % of a whole call over the general form. Coefficients: minimax on [0, 1), constant held
+// at 1.
 HARKEN_INLINE F32 exp2(F32 x) {
   F32 f = (F32)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   F32 p = fill(1.867130050e-03f);

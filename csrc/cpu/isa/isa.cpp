@@ -1,4 +1,4 @@
-// isa.cpp - compiled once per instruction set, with its flags: the generic text in that set's words, and its table entry.
+// isa.cpp - compiled once per instruction set, with its flags: the generic text in its words, and its table entry.
 //
 // Whatever this file includes has internal linkage and no standard library, so that the linker can never take an inline
 // function compiled for a newer processor into code that must run on every one. It exports one symbol, its Backend.
@@ -11,8 +11,8 @@
 namespace harken {
 namespace {
 
-// Subnormal numbers cost 25 to 90 times a normal one's time when logits are sharp; a task takes them for zero, and leaves
-// the caller's control and status register as it was.
+// Subnormal numbers cost 25 to 90 times a normal one's time when logits are sharp; a task takes them for zero, and
+// leaves the caller's control and status register as it was.
 struct FlushedSubnormals {
   unsigned before = _mm_getcsr();
   FlushedSubnormals() { _mm_setcsr(0x1f80 | 0x8040); }  // all exceptions masked, to nearest, FTZ and DAZ
