@@ -72,21 +72,41 @@ struct Memory {
 thread_local Memory kept;
 constexpr size_t most_kept = 64 << 20;
 
+// A run over tasks, or over tiles, counted from `first`.
 struct Context {
   const Backend& backend;
   const Problem& problem;
   const Plan& plan;
   char* scratch;
+  int64_t first;
 };
 
 void attend_task(const void* context, int64_t index, int thread) {
   const Context& c = *static_cast<const Context*>(context);
-  c.backend.attend(c.problem, c.plan, index, c.scratch + thread * c.plan.scratch_bytes);
+  c.backend.attend(c.problem, c.plan, c.first + index, c.scratch + thread * c.plan.scratch_bytes);
 }
 
 void merge_task(const void* context, int64_t index, int thread) {
   const Context& c = *static_cast<const Context*>(context);
-  c.backend.merge(c.problem, c.plan, index, c.scratch + thread * c.plan.scratch_bytes);
+  c.backend.merge(c.problem, c.plan, c.first + index, c.scratch + thread * c.plan.scratch_bytes);
+}
+
+bool attend_whole(const Backend& backend, const Problem& problem, const Plan& plan, char* scratch) {
+  Context tasks{backend, problem, plan, scratch, 0};
+  return run({attend_task, &tasks}, plan.tasks, plan.threads);
+}
+
+// Tiles whose keys are cut: a wave of them at a time, all their ranges, then the sums.
+bool attend_ranges(const Backend& backend, const Problem& problem, Plan& plan, char* scratch) {
+  const int64_t tiles = plan.tasks / plan.ranges;
+  for (int64_t tile = 0; tile < tiles; tile += plan.wave) {
+    const int64_t count = tiles - tile < plan.wave ? tiles - tile : plan.wave;
+    plan.first_task = tile * plan.ranges;
+    Context ranges{backend, problem, plan, scratch, plan.first_task}, sums{backend, problem, plan, scratch, tile};
+    if (!run({attend_task, &ranges}, count * plan.ranges, plan.threads)) return false;
+    if (!run({merge_task, &sums}, count, plan.threads)) return false;
+  }
+  return true;
 }
 
 }  // namespace
@@ -123,20 +143,20 @@ bool force(const char* name) {
 
 Outcome answer(const Backend& backend, const Problem& problem, Plan& plan) {
   if (plan.tasks == 0) return Outcome::done;
-  size_t scratch = size_t(plan.threads) * plan.scratch_bytes, partials, wanted;
-  if (__builtin_mul_overflow(size_t(plan.tasks), size_t(plan.partial_bytes), &partials) ||
+  size_t scratch, partials, wanted;
+  if (__builtin_mul_overflow(size_t(plan.threads), size_t(plan.scratch_bytes), &scratch) ||
+      __builtin_mul_overflow(size_t(plan.wave) * size_t(plan.ranges), size_t(plan.partial_bytes), &partials) ||
       __builtin_add_overflow(scratch, partials, &wanted))
     return Outcome::out_of_memory;
 
   Memory own;  // for a call from a signal handler that came in the middle of another
   Memory& space = kept.busy ? own : kept;
   if (!space.grow(wanted)) return Outcome::out_of_memory;
+  const int error_before = errno;
   space.busy = true;
   plan.partials = space.at + scratch;
-  Context context{backend, problem, plan, space.at};
-  const int error_before = errno;
-  bool done = run({attend_task, &context}, plan.tasks, plan.threads);
-  if (done && plan.ranges > 1) done = run({merge_task, &context}, plan.tasks / plan.ranges, plan.threads);
+  const bool done = plan.ranges > 1 ? attend_ranges(backend, problem, plan, space.at)
+                                    : attend_whole(backend, problem, plan, space.at);
   space.busy = false;
   errno = error_before;
   if (space.bytes > most_kept) space.shrink();

@@ -21,6 +21,7 @@ namespace {
 struct Run {
   const Job& job;
   int64_t count;
+  unsigned modes;  // the caller's floating point modes, which a signal handler must find
   std::atomic<int64_t> next{0}, done{0};
   std::atomic<bool> stop{false};
 };
@@ -89,8 +90,9 @@ std::atomic<int> set_by_call{0};
 // After a fork the child has none of the team's threads, and libgomp would wait for them for ever. Ending the team
 // before the fork cures both sides: each makes a new one when it next needs it.
 void before_fork() {
-  if (has_team) omp_pause_resource_all(omp_pause_hard);
-  has_team = false;
+  // A signal handler that forks in the middle of a call cannot end the team: the child, inside of the call too,
+  // computes alone, and the team is still there to be ended before the next fork.
+  if (has_team && omp_pause_resource_all(omp_pause_hard) == 0) has_team = false;
 }
 
 const int fork_handler = pthread_atfork(before_fork, nullptr, nullptr);
@@ -127,14 +129,17 @@ bool interrupted() {
   int64_t now = milliseconds();
   if (now - asked_at < 20) return false;
   asked_at = now;
+  unsigned modes = __builtin_ia32_stmxcsr();
+  __builtin_ia32_ldmxcsr(run->modes);
   if (ask()) run->stop = true;
+  __builtin_ia32_ldmxcsr(modes);
   return run->stop;
 }
 
 void set_interrupt(bool (*asked)()) { interrupt = asked; }
 
 bool run(const Job& job, int64_t count, int threads) {
-  Run run{job, count};
+  Run run{job, count, __builtin_ia32_stmxcsr()};
   // A signal handler that interrupted() lets in may call again on this thread, so what was there is put back.
   Run* outer = current;
   bool outer_began = began;

@@ -14,6 +14,7 @@ constexpr int64_t decode_queries = 12;        // up to here channels in lanes ar
 constexpr int64_t decode_queries_narrow = 8;  // ... or up to here below 64 channels
 constexpr int64_t decode_range = 512;         // keys: a range of 128 channels in float32 is 0.5 MB, 20 us of reading
 constexpr int64_t tiled_range = 4096;
+constexpr int64_t most_partial_bytes = 16 << 20;
 constexpr int64_t few_tiles = 4;  // of one head
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -55,6 +56,7 @@ Plan cut(const Problem& p, const Backend& backend, int asked) {
   int64_t width = p.type == Type::f64 ? 8 : 4;
   plan.partial_bytes = split ? (rows * (p.Dv + 2) * width + 63) / 64 * 64 : 0;
   plan.partials = nullptr;
+  plan.first_task = 0;
 
   bool small = microseconds(p, backend) < 15;
   plan.threads = small ? 1 : threads;
@@ -62,6 +64,11 @@ Plan cut(const Problem& p, const Backend& backend, int asked) {
   plan.why_threads = small                    ? "small: it stays on the calling thread"
                      : plan.threads < threads ? "no more tasks than that"
                                               : why_threads();
+  const int64_t tiles = split ? plan.tasks / plan.ranges : 0, of_tile = plan.ranges * plan.partial_bytes;
+  plan.wave = split ? most_partial_bytes / of_tile : 0;
+  if (plan.wave * plan.ranges < 4 * plan.threads) plan.wave = divide_up(4 * plan.threads, plan.ranges);
+  if (plan.wave < 1) plan.wave = 1;
+  if (plan.wave > tiles) plan.wave = tiles;
   plan.scratch_bytes = (backend.scratch(p, plan) + 4095) / 4096 * 4096;
   return plan;
 }

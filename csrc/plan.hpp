@@ -27,7 +27,10 @@ struct Plan {
 
   int64_t scratch_bytes;  // a thread
   int64_t partial_bytes;  // one (m, l, O) of a tile and a range; 0 when ranges == 1
-  char* partials;         // set by answer()
+  int64_t wave;           // tiles that are computed before their ranges are added up, to bound the memory
+
+  char* partials;      // set by answer(), for each wave
+  int64_t first_task;  // that the partials begin with
 
   const char* why_form;
   const char* why_ranges;

@@ -224,11 +224,11 @@ def in_a_handler() -> list[int]:
         signal.setitimer(signal.ITIMER_REAL, 0.01)
         assert np.array_equal(harken.attention(q, q, q), expected)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        assert work()
+        codes.append(code_of(start(work)))  # the team that was at work during the fork before is still there
     return codes
 
 
 def test_from_a_signal_handler() -> None:
     codes = in_child(in_a_handler)
-    assert codes
+    assert len(codes) > 3
     assert set(codes) == {0}

@@ -17,7 +17,7 @@ struct Partial {
 template <class T>
 inline Partial<T> partial_at(const Problem& p, const Plan& plan, int64_t task) {
   int64_t rows = (plan.partial_bytes / sizeof(T)) / (p.Dv + 2);
-  T* m = (T*)(plan.partials + task * plan.partial_bytes);
+  T* m = (T*)(plan.partials + (task - plan.first_task) * plan.partial_bytes);
   return {m, m + rows, m + 2 * rows};
 }
 

@@ -31,9 +31,12 @@ Outcome compute(Request& request) {
   Plan plan = cut(problem, backend, usable_threads(request.threads));
   const double flops = work(problem);
   if (flops < work_worth_unlocking) return answer(backend, problem, plan);
+  const bool outer = handles_signals;  // of a call that a signal handler, which makes this one, came into
   handles_signals = flops > work_worth_interrupting && on_main_thread();
   const py::gil_scoped_release unlocked;
-  return answer(backend, problem, plan);
+  const Outcome outcome = answer(backend, problem, plan);
+  handles_signals = outer;
+  return outcome;
 }
 
 }  // namespace

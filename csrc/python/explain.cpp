@@ -45,7 +45,7 @@ py::object plan_of(const Request& request) {
                     "tiles"_a = plan.tiles, "tile_rows"_a = plan.tile_rows, "ranges"_a = plan.ranges,
                     "range_keys"_a = plan.range_keys, "key_block"_a = plan.key_block, "tasks"_a = plan.tasks,
                     "threads"_a = plan.threads, "scratch_bytes"_a = plan.scratch_bytes,
-                    "partial_bytes"_a = plan.ranges > 1 ? plan.partial_bytes * plan.tasks : 0,
+                    "partial_bytes"_a = plan.partial_bytes * plan.ranges * plan.wave,
                     "converted"_a = converted(request), "why_backend"_a = why_backend(), "why_form"_a = plan.why_form,
                     "why_ranges"_a = plan.why_ranges, "why_threads"_a = plan.why_threads,
                     "why_precision"_a = precision);

@@ -119,6 +119,10 @@ void check_total(const Operand (&operands)[3], Problem& problem) {
   times(rows, problem.Lk, &scores);
   times(elements, sizeof(double), &bytes);
   times(scores, sizeof(double), &bytes);
+  const int64_t channels = problem.D < problem.Dv ? problem.Dv : problem.D;
+  times(channels, 1 << 16, &bytes);  // what a thread works in: a block of keys, a tile of queries
+  times(channels, 1 << 8, &bytes);
+  times(bytes, rows, &bytes);  // in decode, all rows of a group
   if (!overflow) return;
   refuse(PyExc_ValueError,
          "q %S, k %S and v %S make a problem of more than 2**63 bytes: nothing can hold or compute it",
