@@ -138,7 +138,8 @@ inline bool absorb_keys(const Problem& p, const Task& task, const Head<T>* heads
                         const DecodeRows<T>* groups, int count, bool copy, bool careful, bool& hidden) {
   const Head<T>& head = heads[0];
   const int64_t D = up(p.D, lanes<T>), Dv = up(p.Dv, lanes<T>);
-  const bool beyond_L2 = !copy && (head.K.col * p.D + head.V.col * p.Dv) * p.Lk > (1 << 20);
+  const int64_t bytes = p.batches * p.Hkv * p.Lk * (p.D + p.Dv) * int64_t(sizeof(E));
+  const bool beyond_L2 = !copy && bytes > (4 << 20);
   Interval keys = seen(head.sight, 0, p.Lq);
   int64_t end = least(keys.end, task.k1), k = most(keys.first, task.k0) / chunk * chunk;
   for (; k < end; k += chunk) {

@@ -16,7 +16,7 @@ template <class T, int R>
 constexpr int keys_in = lanes<T> / R;  // of a register
 
 // Prefetch of the other stream while this one is read, one row a key: 81 -> 93 % of a streaming read beyond the L2
-// cache, but a loss inside of it, so only where the keys and values of a head exceed 1 MiB.
+// cache, but a loss inside of it, so only where the keys and values of a call exceed 4 MiB.
 struct Ahead {
   const char* at;  // null: off
   int64_t step, bytes;
