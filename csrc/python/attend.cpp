@@ -28,7 +28,7 @@ bool on_main_thread() {
 Outcome compute(Request& request) {
   Problem& problem = request.problem;
   const Backend& backend = chosen();
-  Plan plan = cut(problem, backend, usable_threads(request.threads));
+  Plan plan = cut(problem, backend, request.threads);
   const double flops = work(problem);
   if (flops < work_worth_unlocking) return answer(backend, problem, plan);
   const bool outer = handles_signals;  // of a call that a signal handler, which makes this one, came into

@@ -32,7 +32,7 @@ py::object plan_of(const Request& request) {
   using namespace py::literals;
   const Problem& problem = request.problem;
   const Backend& backend = chosen();
-  const Plan plan = cut(problem, backend, usable_threads(request.threads));
+  const Plan plan = cut(problem, backend, request.threads);
   const py::str precision =
       request.precision == std::string("highest")
           ? py::str("what was asked for")
