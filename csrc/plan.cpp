@@ -1,6 +1,9 @@
 // plan.cpp - the cut itself: the numbers that decide it, each with the measurement behind it.
 #include "plan.hpp"
 
+#include <atomic>
+#include <cstring>
+
 #include "backend.hpp"
 #include "parallel.hpp"
 
@@ -28,16 +31,62 @@ double microseconds(const Problem& p, const Backend& backend) {
   return flops / rate + bytes / 40e3;
 }
 
+constexpr const char* form_names[] = {
+#define HARKEN_FORM(name) #name,
+    HARKEN_FORMS(HARKEN_FORM)
+#undef HARKEN_FORM
+};
+constexpr int forms = sizeof form_names / sizeof *form_names;
+std::atomic<int> forced_form{-1};
+
+struct Choice {
+  Form form;
+  const char* why;
+};
+
+// Can it compute the problem at all?
+bool able(Form form, const Problem& p) {
+  switch (form) {
+    case Form::tiled: return true;
+    case Form::decode: return !p.weights.data;
+  }
+  return false;
+}
+
+// The crossover points: which form is the fastest where.
+Choice fastest(const Problem& p) {
+  if (p.weights.data) return {Form::tiled, "weights are asked for, which tiles of queries give"};
+  if (p.Lq <= (p.D < 64 ? decode_queries_narrow : decode_queries))
+    return {Form::decode, "few queries: every key and value is read once"};
+  return {Form::tiled, "many queries: they lie along the lanes and share blocks of keys"};
+}
+
+Choice choose(const Problem& p) {
+  const int forced = forced_form.load(std::memory_order_relaxed);
+  if (forced >= 0 && able(Form(forced), p)) return {Form(forced), "forced"};
+  return fastest(p);
+}
+
 }  // namespace
+
+const char* name_of(Form form) { return form_names[int(form)]; }
+
+bool force_form(const char* name) {
+  for (int form = 0; form < forms; ++form) {
+    if (name && std::strcmp(name, form_names[form]) != 0) continue;
+    forced_form = name ? form : -1;
+    return true;
+  }
+  return false;
+}
 
 Plan cut(const Problem& p, const Backend& backend, int asked) {
   const int threads = usable_threads(asked);
   Plan plan;
-  bool decode = p.Lq <= (p.D < 64 ? decode_queries_narrow : decode_queries) && !p.weights.data;
-  plan.form = decode ? Form::decode : Form::tiled;
-  plan.why_form = decode           ? "few queries: every key and value is read once"
-                  : p.weights.data ? "weights are asked for, which tiles of queries give"
-                                   : "many queries: they lie along the lanes and share blocks of keys";
+  const Choice choice = choose(p);
+  plan.form = choice.form;
+  plan.why_form = choice.why;
+  const bool decode = plan.form == Form::decode;
   plan.heads = decode ? p.Hkv : p.Hq;
   plan.key_block = decode ? decode_block : tiled_block;
   plan.tile_rows = decode ? p.Lq : p.Lq < task_queries ? p.Lq : task_queries;

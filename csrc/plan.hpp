@@ -10,9 +10,15 @@ namespace harken {
 
 struct Backend;
 
+// What a kernel is made like.
+#define HARKEN_FORMS(X)                                                   \
+  X(tiled)  /* queries in lanes: tiles of queries against blocks of keys */ \
+  X(decode) /* channels in lanes: few queries, every key read once */
+
 enum class Form : int32_t {
-  tiled,   // queries in lanes: tiles of queries against blocks of keys
-  decode,  // channels in lanes: few queries, every key read once
+#define HARKEN_FORM(name) name,
+  HARKEN_FORMS(HARKEN_FORM)
+#undef HARKEN_FORM
 };
 
 // What to do: tasks = batches x heads x tiles x ranges, the key range innermost.
@@ -45,6 +51,9 @@ struct Task {
 };
 
 Plan cut(const Problem& problem, const Backend& backend, int threads);  // 0: as many as get_threads() says
+
+const char* name_of(Form form);
+bool force_form(const char* name);  // wherever it is able, for measuring and testing. nullptr: by the table again
 Task task_at(const Problem& problem, const Plan& plan, int64_t index);
 
 }  // namespace harken

@@ -23,9 +23,12 @@ struct View {
 
 enum class Score : int32_t { dot, cosine };
 
+enum class Precision : int32_t { highest, high, medium };  // of the products of float32 on a matrix engine
+
 struct Problem {
   Type type;  // of q, k, v, out and weights
   Score score;
+  Precision precision;
 
   int batch_axes;  // leading axes, merged where strides allow
   int64_t batch_shape[max_batch_axes];

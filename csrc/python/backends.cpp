@@ -66,6 +66,11 @@ void choose_backend(const py::object& name) {
   chosen_by = "set_backend";
 }
 
+void choose_form(const py::object& name) {
+  if (!force_form(name.is_none() ? nullptr : name.cast<std::string>().c_str()))
+    refuse(PyExc_ValueError, "there is no form %R", name.ptr());
+}
+
 void choose_backend_by_environment() {
   const char* name = getenv("HARKEN_BACKEND");
   if (name == nullptr || *name == 0) return;

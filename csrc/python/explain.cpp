@@ -8,14 +8,6 @@
 namespace harken {
 namespace {
 
-const char* text_of(Form form) {
-  switch (form) {
-    case Form::tiled: return "tiled";
-    case Form::decode: return "decode";
-  }
-  return "";
-}
-
 py::object shape_or_none(const Request& request, Argument argument) {
   return request.array[argument] == nullptr ? py::object(py::none()) : shape_text(request.array[argument]);
 }
@@ -38,7 +30,7 @@ py::object plan_of(const Request& request) {
           ? py::str("what was asked for")
           : py::str("{!r} was asked for, and no backend of this build has faster products").format(request.precision);
   return py::module_::import("harken.explain")
-      .attr("Plan")("backend"_a = backend.name, "form"_a = text_of(plan.form), "dtype"_a = name_of(problem.type),
+      .attr("Plan")("backend"_a = backend.name, "form"_a = name_of(plan.form), "dtype"_a = name_of(problem.type),
                     "computed_in"_a = problem.type == Type::f64 ? "float64" : "float32", "precision"_a = "highest",
                     "q"_a = shape_or_none(request, argument::q), "k"_a = shape_or_none(request, argument::k),
                     "v"_a = shape_or_none(request, argument::v), "batches"_a = problem.batches, "heads"_a = plan.heads,

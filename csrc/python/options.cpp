@@ -208,7 +208,9 @@ void read_options(Request& request) {
   static const char* const scores[] = {"dot", "cosine"};
   static const char* const precisions[] = {"highest", "high", "medium"};
   problem.score = Score(word(request, argument::score, scores, "'dot' or 'cosine'"));
-  request.precision = precisions[word(request, argument::precision, precisions, "'highest', 'high' or 'medium'")];
+  const auto which = word(request, argument::precision, precisions, "'highest', 'high' or 'medium'");
+  request.problem.precision = Precision(which);
+  request.precision = precisions[which];
   request.return_lse = flag(request, argument::return_lse);
   request.return_weights = flag(request, argument::return_weights);
   read_device(request);
