@@ -1,6 +1,9 @@
 // backend.cpp - what this machine has, which backend that allows, and the run of a problem on one.
 #include "backend.hpp"
 
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <cerrno>
 #include <cstdlib>
@@ -10,7 +13,7 @@
 
 namespace harken {
 
-// HARKEN_BACKENDS comes from the build: X(avx512) X(avx2) X(baseline), best first.
+// HARKEN_BACKENDS comes from the build: X(amx) X(avx512) X(avx2) X(baseline), best first.
 #define X(name) extern const Backend name##_backend;
 HARKEN_BACKENDS
 #undef X
@@ -24,6 +27,12 @@ const Backend* const compiled[] = {
 };
 constexpr int compiled_count = sizeof compiled / sizeof *compiled;
 
+// Linux saves the 8 KiB of tiles only for processes that ask to use them.
+bool may_use_tiles() {
+  constexpr int request_permission = 0x1023, tile_data = 18;
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+}
+
 // __builtin_cpu_supports asks the operating system too whether it saves the wider registers.
 const uint32_t features = [] {
   __builtin_cpu_init();
@@ -34,6 +43,7 @@ const uint32_t features = [] {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
     has |= has_avx512;
+  if (__builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && may_use_tiles()) has |= has_amx;
   return has;
 }();
 

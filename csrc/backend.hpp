@@ -8,7 +8,13 @@
 
 namespace harken {
 
-enum Feature : uint32_t { has_avx2 = 1, has_fma = 2, has_f16c = 4, has_avx512 = 8 };  // avx512: F, BW, DQ, VL
+enum Feature : uint32_t {
+  has_avx2 = 1,
+  has_fma = 2,
+  has_f16c = 4,
+  has_avx512 = 8,
+  has_amx = 16
+};  // avx512: F, BW, DQ, VL
 
 struct Tiling {
   int lanes;    // of one register
@@ -19,6 +25,7 @@ struct Backend {
   const char* name;
   uint32_t needs;                                   // Features
   Tiling tiling[2];                                 // computing in float, in double
+  bool engine;                                      // has one that multiplies bfloat16 matrices
   int64_t (*scratch)(const Problem&, const Plan&);  // bytes that one thread works in
   void (*attend)(const Problem&, const Plan&, int64_t task, char* scratch);
   void (*merge)(const Problem&, const Plan&, int64_t tile, char* scratch);  // the ranges of one tile, in order

@@ -19,6 +19,9 @@ constexpr int64_t decode_range = 512;         // keys: a range of 128 channels i
 constexpr int64_t tiled_range = 4096;
 constexpr int64_t most_partial_bytes = 16 << 20;
 constexpr int64_t few_tiles = 4;  // of one head
+constexpr int64_t strip_rows = 32;
+constexpr int64_t matrix_rows[] = {1024, 512, 512};  // of a task, by terms: K and V are packed once for them
+constexpr int64_t matrix_block[] = {512, 256, 256};
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -44,27 +47,41 @@ struct Choice {
   const char* why;
 };
 
+// The bfloat16 terms that the type is held in, or that the caller is content with.
+int terms(const Problem& p) {
+  if (p.type == Type::bf16) return 1;
+  if (p.type == Type::f16) return 2;
+  return p.precision == Precision::medium ? 1 : p.precision == Precision::high ? 2 : 3;
+}
+
 // Can it compute the problem at all?
-bool able(Form form, const Problem& p) {
+bool able(Form form, const Problem& p, const Backend& backend) {
   switch (form) {
     case Form::tiled: return true;
     case Form::decode: return !p.weights.data;
+    case Form::matrix:  // alibi puts the first keys far below the others, cosine is no product of 16-bit numbers
+      return backend.engine && p.type != Type::f64 && !p.weights.data && !p.slopes.data &&
+             (p.score == Score::dot || p.type == Type::f32) && p.D > 0 && p.Dv > 0;
   }
   return false;
 }
 
 // The crossover points: which form is the fastest where.
-Choice fastest(const Problem& p) {
+Choice fastest(const Problem& p, const Backend& backend) {
   if (p.weights.data) return {Form::tiled, "weights are asked for, which tiles of queries give"};
   if (p.Lq <= (p.D < 64 ? decode_queries_narrow : decode_queries))
     return {Form::decode, "few queries: every key and value is read once"};
+  if (able(Form::matrix, p, backend) && p.Lk >= 64)
+    return {Form::matrix, terms(p) == 1   ? "many queries: one bfloat16 product on the matrix engine"
+                          : terms(p) == 2 ? "many queries: three bfloat16 products on the matrix engine"
+                                          : "many queries: six bfloat16 products on the matrix engine"};
   return {Form::tiled, "many queries: they lie along the lanes and share blocks of keys"};
 }
 
-Choice choose(const Problem& p) {
+Choice choose(const Problem& p, const Backend& backend) {
   const int forced = forced_form.load(std::memory_order_relaxed);
-  if (forced >= 0 && able(Form(forced), p)) return {Form(forced), "forced"};
-  return fastest(p);
+  if (forced >= 0 && able(Form(forced), p, backend)) return {Form(forced), "forced"};
+  return fastest(p, backend);
 }
 
 }  // namespace
@@ -83,13 +100,22 @@ bool force_form(const char* name) {
 Plan cut(const Problem& p, const Backend& backend, int asked) {
   const int threads = usable_threads(asked);
   Plan plan;
-  const Choice choice = choose(p);
+  const Choice choice = choose(p, backend);
   plan.form = choice.form;
   plan.why_form = choice.why;
   const bool decode = plan.form == Form::decode;
-  plan.heads = decode ? p.Hkv : p.Hq;
-  plan.key_block = decode ? decode_block : tiled_block;
-  plan.tile_rows = decode ? p.Lq : p.Lq < task_queries ? p.Lq : task_queries;
+  const bool matrix = plan.form == Form::matrix, grouped = decode || matrix;
+  const int64_t group = p.Hkv ? p.Hq / p.Hkv : 0;
+  plan.terms = matrix ? terms(p) : 0;
+  plan.heads = grouped ? p.Hkv : p.Hq;
+  plan.key_block = decode ? decode_block : matrix ? matrix_block[plan.terms - 1] : tiled_block;
+  int64_t rows_a_task = task_queries;
+  if (decode) rows_a_task = p.Lq;
+  if (matrix) {
+    rows_a_task = matrix_rows[plan.terms - 1] / (group ? group : 1) / strip_rows * strip_rows;
+    if (rows_a_task < strip_rows) rows_a_task = strip_rows;
+  }
+  plan.tile_rows = p.Lq < rows_a_task ? p.Lq : rows_a_task;
   plan.tiles = plan.tile_rows == 0 ? 0 : divide_up(p.Lq, plan.tile_rows);
 
   int64_t range = decode ? decode_range : tiled_range;
@@ -101,7 +127,7 @@ Plan cut(const Problem& p, const Backend& backend, int asked) {
                                      : "the tiles of queries are enough, or the keys few";
 
   plan.tasks = p.batches * plan.heads * plan.tiles * plan.ranges;
-  int64_t rows = decode ? p.Lq * (p.Hkv ? p.Hq / p.Hkv : 0) : plan.tile_rows;
+  int64_t rows = plan.tile_rows * (grouped ? group : 1);
   int64_t width = p.type == Type::f64 ? 8 : 4;
   plan.partial_bytes = split ? (rows * (p.Dv + 2) * width + 63) / 64 * 64 : 0;
   plan.partials = nullptr;

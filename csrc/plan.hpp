@@ -13,7 +13,8 @@ struct Backend;
 // What a kernel is made like.
 #define HARKEN_FORMS(X)                                                   \
   X(tiled)  /* queries in lanes: tiles of queries against blocks of keys */ \
-  X(decode) /* channels in lanes: few queries, every key read once */
+  X(decode) /* channels in lanes: few queries, every key read once */     \
+  X(matrix) /* keys in lanes: strips of queries on a matrix engine */
 
 enum class Form : int32_t {
 #define HARKEN_FORM(name) name,
@@ -24,7 +25,8 @@ enum class Form : int32_t {
 // What to do: tasks = batches x heads x tiles x ranges, the key range innermost.
 struct Plan {
   Form form;
-  int64_t heads;               // Hq when tiled; Hkv in decode, where a group's heads share the keys
+  int terms;                   // matrix: bfloat16 terms of a number
+  int64_t heads;               // Hq when tiled; else Hkv, because a group's heads share the keys
   int64_t tiles, tile_rows;    // query tiles a head, query rows a tile
   int64_t ranges, range_keys;  // key ranges a tile, keys a range
   int64_t key_block;           // keys that are handled at once

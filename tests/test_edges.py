@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compare import Array, check, qkv, same_bits
+from compare import EPSILON, Array, check, qkv, same_bits
 
 import harken
 
@@ -116,8 +116,12 @@ def test_nan_reaches_who_sees_it(backend: str, dtype: Dtype, Lq: int, how: str, 
     spoiled = np.zeros(out.shape, bool)
     spoiled[1, 2:, sees, 3] = True
     np.testing.assert_array_equal(np.isnan(out), spoiled)
-    same_bits(out, clean, where=~spoiled)
-    same_bits(lse, clean_lse)
+    reached = spoiled.any(axis=-1)  # such a row may be computed in another way, from which it differs by rounding
+    same_bits(out, clean, where=~reached[..., None])
+    same_bits(lse, clean_lse, where=~reached)
+    others, slack = ~spoiled & reached[..., None], 8 * EPSILON[dtype.name]
+    np.testing.assert_allclose(out[others].astype("f8"), clean[others].astype("f8"), rtol=slack, atol=slack)
+    np.testing.assert_allclose(lse, clean_lse, rtol=0, atol=max(1e-5, slack) if dtype.itemsize < 4 else slack)
 
     out, lse = harken.attention(q, put(k, (1, 1, key, 3), np.nan), v, **options, return_lse=True)
     spoiled[1, 2:, sees] = True

@@ -152,10 +152,10 @@ inline void weigh(const Problem& p, const Head<T>& head, Workspace<T>& work, con
 
 // --- the page ---
 
+// The queries task.q0 .. task.q1 - 1 of one head; if keys are split they go to the partial, from its row `row` on.
 template <class T>
-inline void attend_tiled(const Problem& p, const Plan& plan, int64_t index, char* scratch) {
-  Task task = task_at(p, plan, index);
-  Head<T> head = head_at<T>(p, task.b, task.h);
+inline void attend_rows(const Problem& p, const Plan& plan, const Task& task, const Head<T>& head, int64_t row,
+                        char* scratch) {
   Workspace<T> work;
   set_up(p, plan, scratch, work);
   int64_t i1 = most(task.q0, least(task.q1, head.queries));
@@ -188,7 +188,7 @@ inline void attend_tiled(const Problem& p, const Plan& plan, int64_t index, char
   for (int t = 0; t < tiles; ++t) {
     const Queries<T>& q = work.queries[t];
     if (split) {
-      leave_partial(p, partial_at<T>(p, plan, index), q, q.i0 - task.q0);
+      leave_partial(p, partial_at<T>(p, plan, task.index), q, row + q.i0 - task.q0);
       continue;
     }
     finish_tile(p, head, work, q);
@@ -198,6 +198,12 @@ inline void attend_tiled(const Problem& p, const Plan& plan, int64_t index, char
     });
   }
   if (!split) blank_rows(p, head, i1, task.q1, work.rows);
+}
+
+template <class T>
+inline void attend_tiled(const Problem& p, const Plan& plan, int64_t index, char* scratch) {
+  Task task = task_at(p, plan, index);
+  attend_rows(p, plan, task, head_at<T>(p, task.b, task.h), 0, scratch);
 }
 
 }  // namespace

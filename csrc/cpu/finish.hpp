@@ -50,12 +50,19 @@ inline void finish_row(const Problem& p, const Head<T>& head, int64_t i, double 
   if (head.lse.data) write_lse(head.lse, i, log_sum(m, l));
 }
 
+// lse where the l that O is divided by is not the exact one.
+template <class T>
+inline void finish_lse(const Head<T>& head, int64_t i, double m, double l) {
+  if (head.has_sink) add_sink(m, l, head.sink);
+  write_lse(head.lse, i, log_sum(m, l));
+}
+
 // The ranges of one tile of queries, added in their order: (m, l, O) + (m', l', O') + ...
 template <class T>
 inline void merge_ranges(const Problem& p, const Plan& plan, int64_t tile, char* scratch) {
   Task task = task_at(p, plan, tile * plan.ranges);
   T* O = (T*)scratch;
-  int64_t group = plan.form == Form::decode ? p.Hq / p.Hkv : 1;
+  int64_t group = p.Hq / plan.heads;
   for (int64_t g = 0, row = 0; g < group; ++g) {
     Head<T> head = head_at<T>(p, task.b, task.h * group + g);
     int64_t end = least(task.q1, head.queries);

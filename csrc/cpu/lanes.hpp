@@ -48,6 +48,22 @@ typedef uint16_t Bits16Anywhere __attribute__((vector_size(vector_bytes / 2), al
 
 constexpr float infinity = __builtin_inff();
 
+template <int n>
+struct Count {
+  static constexpr int value = n;
+};
+
+// Most instruction sets have no matrix engine; one that has declares engine(int), which is the better match.
+struct None {
+  static constexpr bool exists = false;
+  static constexpr uint32_t needs = 0;
+};
+inline None engine(long) { return {}; }
+
+// A tile of an engine by its number, which is part of the instruction.
+template <int n>
+struct Register {};
+
 // --- memory: take widens from any storage type, put narrows to it ---
 
 HARKEN_INLINE F32 take(const float* at) { return *(const Vector<float>::Anywhere*)at; }

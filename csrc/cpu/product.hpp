@@ -76,11 +76,6 @@ __attribute__((noinline)) void value_tile(const T* V, int64_t step, const T* P, 
     }
 }
 
-template <int n>
-struct Count {
-  static constexpr int value = n;
-};
-
 template <int most, class Body>
 HARKEN_INLINE void with_count(int64_t n, Body body) {
   if constexpr (most > 1) {

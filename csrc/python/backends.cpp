@@ -31,7 +31,7 @@ py::str joined(const py::list& names) { return py::str(", ").attr("join")(names)
 
 py::list feature_names(uint32_t features) {
   static const std::pair<uint32_t, const char*> all[] = {
-      {has_avx2, "avx2"}, {has_fma, "fma"}, {has_f16c, "f16c"}, {has_avx512, "avx512"}};
+      {has_avx2, "avx2"}, {has_fma, "fma"}, {has_f16c, "f16c"}, {has_avx512, "avx512"}, {has_amx, "amx"}};
   py::list names;
   for (const auto& [feature, name] : all) {
     if (features & feature) names.append(name);

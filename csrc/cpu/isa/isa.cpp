@@ -7,6 +7,7 @@
 #include HARKEN_ISA_HEADER
 
 #include "../decode.hpp"
+#include "../matrix.hpp"
 
 namespace harken {
 namespace {
@@ -19,6 +20,19 @@ struct FlushedSubnormals {
   ~FlushedSubnormals() { _mm_setcsr(before); }
 };
 
+using Engine = decltype(engine(0));
+
+template <class M>
+int64_t scratch_of_matrix(const Problem& p, const Plan& plan) {
+  if constexpr (M::exists) return most(matrix_scratch(p, plan), up(p.Dv, lanes<float>) * sizeof(float));
+  return 0;
+}
+
+template <class M>
+void attend_by_matrix(const Problem& p, const Plan& plan, int64_t task, char* scratch) {
+  if constexpr (M::exists) attend_matrix<M>(p, plan, task, scratch);
+}
+
 template <class T>
 int64_t scratch_in(const Problem& p, const Plan& plan) {
   Workspace<T> work;
@@ -30,12 +44,15 @@ int64_t scratch_in(const Problem& p, const Plan& plan) {
 bool in_double(const Problem& p) { return p.type == Type::f64; }
 
 int64_t scratch(const Problem& p, const Plan& plan) {
+  if (plan.form == Form::matrix) return scratch_of_matrix<Engine>(p, plan);
   return in_double(p) ? scratch_in<double>(p, plan) : scratch_in<float>(p, plan);
 }
 
 void attend(const Problem& p, const Plan& plan, int64_t task, char* scratch) {
   FlushedSubnormals mode;
-  if (plan.form == Form::decode) {
+  if (plan.form == Form::matrix) {
+    attend_by_matrix<Engine>(p, plan, task, scratch);
+  } else if (plan.form == Form::decode) {
     in_double(p) ? attend_decode<double>(p, plan, task, scratch) : attend_decode<float>(p, plan, task, scratch);
   } else {
     in_double(p) ? attend_tiled<double>(p, plan, task, scratch) : attend_tiled<float>(p, plan, task, scratch);
@@ -50,8 +67,12 @@ void merge(const Problem& p, const Plan& plan, int64_t tile, char* scratch) {
 }  // namespace
 
 extern const Backend HARKEN_ISA_BACKEND;
-const Backend HARKEN_ISA_BACKEND = {
-    HARKEN_ISA_NAME, needs,  {{lanes<float>, columns * lanes<float>}, {lanes<double>, columns * lanes<double>}},
-    scratch,         attend, merge};
+const Backend HARKEN_ISA_BACKEND = {HARKEN_ISA_NAME,
+                                    needs | Engine::needs,
+                                    {{lanes<float>, columns * lanes<float>}, {lanes<double>, columns * lanes<double>}},
+                                    Engine::exists,
+                                    scratch,
+                                    attend,
+                                    merge};
 
 }  // namespace harken

@@ -1,0 +1,244 @@
+// matrix.hpp - the page once more, for a matrix engine: keys along the lanes, products and exponentials at once.
+//
+//     while P = 2^S of one unit of keys is made,  S = Q K^T of the next and O += P V of the one before
+//
+// There is no maximum: any reference is exact in floating point as long as 2^(s - m) neither overflows nor vanishes, so
+// m is 0 and the row's l says at the end whether that was right. A row whose l or O is out of range, or has seen a
+// number that the terms do not hold, is done again by attend.hpp, which also handles every kind of infinity.
+#pragma once
+
+#include "strip.hpp"
+
+namespace harken {
+namespace {
+
+// A unit of keys that meets a strip.
+struct Step {
+  Strip* strip;
+  int64_t k0;
+  const char *K, *V;
+};
+
+// What happens to the scores of a unit before they become exponentials, where anything does; false: nothing has.
+template <int N>
+inline bool modify_unit(const MatrixSpace& space, const Step& step, int64_t k1, float* S) {
+  constexpr int keys = unit_keys<N>;
+  const Strip& strip = *step.strip;
+  const Head<float>& head = *strip.head;
+  const Modifiers<float>& by = head.modifiers;
+  const bool edge = step.k0 + keys > k1 || seen(head.sight, strip.i0 + strip.n - 1).first > step.k0 ||
+                    seen(head.sight, strip.i0).end < step.k0 + keys;
+  const bool masked = head.mask.data != nullptr;
+  if (!edge && !masked && !by.any()) return false;
+
+  const int n = int(least(keys, k1 - step.k0));
+  const float factor = scaled_later<N> ? float(head.scale) : 1.f;
+  F32 count;
+  for (int i = 0; i < lanes<float>; ++i) count[i] = float(i);
+  for (int i = n; i < keys; ++i) space.bias[i] = space.mask[i] = 0;
+  for (int r = 0; r < strip.n; ++r) {
+    const int64_t i = strip.i0 + r;
+    const Interval of = seen(head.sight, i);
+    const F32 p = fill(float(i + head.sight.q_start - step.k0)), slope = fill(by.slope);
+    const F32 first = fill(float(most(0, least(keys, of.first - step.k0))));
+    const F32 end = fill(float(most(0, least(n, of.end - step.k0))));
+    if (by.bias) read_row(head.bias, i, step.k0, n, space.bias);
+    if (masked) read_row(head.mask, i, step.k0, n, space.mask);
+    for (int k = 0; k < keys; k += lanes<float>) {
+      const F32 j = count + float(k);
+      float* at = S + r * keys + k;
+      F32 s = take(at) * factor;
+      if (by.any()) s = modified(s, by, take(space.bias + k), slope, p, j);
+      if (edge) s = hidden_outside(s, j, first, end);
+      if (masked) s = hidden_where_zero(s, take(space.mask + k));
+      put(at, s);
+    }
+  }
+  return true;
+}
+
+// The pipeline: S of `current` is there, P of `previous` is there.
+template <class M, int N>
+struct Pipeline {
+  const MatrixSpace& space;
+  int64_t k1;  // the end of the keys
+  Step current = {}, previous = {};
+  int parity = 0;
+
+  __attribute__((noinline)) void advance(const Step& next) {
+    constexpr int ticks = Factors<M, N>::ticks;
+    constexpr int64_t depth = Terms<N>::depth;
+    float *S = space.S[parity], *S_next = space.S[parity ^ 1];
+    char *P = space.P[parity], *P_previous = space.P[parity ^ 1];
+    Exponentials<M, N> rows = {S, P, nullptr, nullptr, 1, 1};
+    if (current.strip) {
+      const bool done = modify_unit<N>(space, current, k1, S);
+      rows.l = current.strip->l;
+      rows.whole = current.strip->whole;
+      rows.factor = scaled_later<N> && !done ? float(current.strip->head->scale) : 1.f;
+      rows.ticks = int((next.strip ? unit_keys<N> / tile_rows * (up(space.D, depth) / depth) * 2 * ticks : 0) +
+                       (previous.strip ? (space.Dv / tile_rows + (N == 1)) * 2 * ticks : 0));
+    } else {
+      rows.next = rows.count;
+      rows.ticks = 1 << 30;
+    }
+    if (next.strip) matrix_scores<M, N>(next.strip->Q, next.K, space.D, S_next, rows);
+    if (previous.strip) {
+      Strip& strip = *previous.strip;
+      matrix_values<M, N>(P_previous, previous.V, space.Dv, strip.O, strip.l, !strip.begun, rows);
+      strip.begun = true;
+    }
+    rows.rest();
+    previous = current;
+    current = next;
+    parity ^= 1;
+  }
+};
+
+inline float sum_of(const float* l) {
+  float sum = 0;
+  for (int i = 0; i < lanes<float>; ++i) sum += l[i];
+  return sum;
+}
+
+// Does the row stand? Its sum must be where no exponential overflowed and none that counts vanished; its O finite, and
+// with several terms large enough that their last ones did not vanish.
+template <int N>
+inline bool stands(float l, const float* O, int64_t Dv) {
+  if (!(l > 0x1p-80f && l < 0x1p80f)) return false;
+  F32 bad = {}, top = {};
+  for (int64_t d = 0; d < Dv; d += lanes<float>) {
+    bad += take(O + d) * 0.f;
+    top = max(top, absolute(take(O + d)));
+  }
+  if (any(bad != bad)) return false;
+  return N == 1 || !any(top > F32{}) || any(top > fill(0x1p-90f) * l);
+}
+
+template <int N>
+inline void finish_strip(const Problem& p, const Plan& plan, const Task& task, MatrixSpace& space, Strip& strip) {
+  const Head<float>& head = *strip.head;
+  const bool split = plan.ranges > 1;
+  for (int r = 0; r < strip.n; ++r) {
+    float* O = strip.O + r * space.Dv;
+    const int64_t i = strip.i0 + r;
+    const Interval of = seen(head.sight, i);
+    const bool none = !strip.begun || most(of.first, task.k0) >= least(of.end, task.k1);
+    float m = 0, l = N == 1 ? strip.l[r * lanes<float>] : sum_of(strip.l + r * lanes<float>);
+    if (none) {
+      m = -infinity;
+      l = 0;
+      for (int64_t d = 0; d < space.Dv; ++d) O[d] = 0;
+    } else if ((strip.again >> r & 1) || !stands<N>(l, O, space.Dv)) {
+      strip.again |= uint32_t(1) << r;
+      continue;
+    }
+    if (split) {
+      Partial<float> to = partial_at<float>(p, plan, task.index);
+      to.m[strip.row + r] = m;
+      to.l[strip.row + r] = l;
+      __builtin_memcpy(to.O + (strip.row + r) * p.Dv, O, p.Dv * sizeof(float));
+    } else {
+      finish_row(p, head, i, m, l, O);
+      if (strip.whole && !none) finish_lse(head, i, m, sum_of(strip.whole + r * lanes<float>));
+    }
+  }
+  for (int r = 0; r < strip.n; ++r) {
+    if (!(strip.again >> r & 1)) continue;
+    int end = r + 1;
+    while (end < strip.n && (strip.again >> end & 1)) ++end;
+    Task again = task;
+    again.q0 = strip.i0 + r;
+    again.q1 = strip.i0 + end;
+    attend_rows(p, tiled_plan(plan), again, head, strip.row + r, space.redo);
+    r = end;
+  }
+}
+
+template <class M>
+struct Configured {
+  Configured() { M::configure(); }
+  ~Configured() { M::release(); }
+};
+
+template <class M, int N, class E>
+inline void attend_strips(const Problem& p, const Plan& plan, const Task& task, char* scratch) {
+  constexpr int keys = unit_keys<N>;
+  MatrixSpace space;
+  set_up<N>(p, plan, scratch, space);
+  const int64_t group = p.Hq / p.Hkv;
+  int strips = 0;
+  for (int64_t g = 0; g < group; ++g) {
+    Head<float>& head = space.heads[g] = head_at<float>(p, task.b, task.h * group + g);
+    const int64_t i1 = most(task.q0, least(task.q1, head.queries));
+    for (int64_t i = task.q0; i < i1; i += strip_rows) {
+      Strip& strip = space.strips[strips++];
+      strip.head = &head;
+      strip.i0 = i;
+      strip.row = g * (task.q1 - task.q0) + i - task.q0;
+      strip.n = int(least(strip_rows, i1 - i));
+      pack_strip<N, E>(p, space, strip);
+    }
+    if (plan.ranges == 1) {
+      blank_rows(p, head, i1, task.q1, space.rows);
+    } else {
+      blank_partial(p, partial_at<float>(p, plan, task.index), g * (task.q1 - task.q0) + i1 - task.q0, task.q1 - i1);
+    }
+  }
+  if (strips == 0) return;
+
+  const Head<float>& head = space.heads[0];
+  const Interval visible = seen(head.sight, task.q0, most(task.q0, least(task.q1, head.queries)));
+  const int64_t end = least(visible.end, task.k1), block = plan.key_block;
+  const int64_t unit_of_K = keys / tile_rows * (space.D / 32 * N * tile_bytes);
+  const int64_t unit_of_V = space.Dv / tile_rows * (Terms<N>::tiles * tile_bytes);
+  Configured<M> engine;
+  for (int64_t b = most(visible.first, task.k0) / block * block; b < end; b += block) {
+    if (interrupted()) return;
+    M::configure();  // a signal handler may have called, and released it
+    const int64_t b1 = least(b + block, end);
+    pack_keys<N, E>(p, space, head, b, b1);
+    pack_values<N, E>(p, space, head, b, b1);
+    Pipeline<M, N> pipeline = {space, b1};
+    for (int s = 0; s < strips; ++s) {
+      Strip& strip = space.strips[s];
+      const Interval of = seen(strip.head->sight, strip.i0, strip.i0 + strip.n);
+      for (int64_t k = most(b, of.first / keys * keys); k < least(b1, of.end); k += keys) {
+        const Matrix& mask = strip.head->mask;
+        if (mask.data && shown(mask, strip.i0, strip.n, k, least(keys, b1 - k)) == Shown::none) continue;
+        const int64_t unit = (k - b) / keys;
+        if (const uint64_t out = space.left_out[unit]) strip.again |= seeing<N>(strip, k, out);
+        pipeline.advance({&strip, k, space.K + unit * unit_of_K, space.V + unit * unit_of_V});
+      }
+    }
+    pipeline.advance({});
+    pipeline.advance({});
+  }
+  for (int s = 0; s < strips; ++s) finish_strip<N>(p, plan, task, space, space.strips[s]);
+}
+
+// A storage type comes in the terms that it needs, float also in fewer.
+template <class M>
+inline void attend_matrix(const Problem& p, const Plan& plan, int64_t index, char* scratch) {
+  const Task task = task_at(p, plan, index);
+  switch (p.type) {
+    case Type::bf16: return attend_strips<M, 1, bf16>(p, plan, task, scratch);
+    case Type::f16: return attend_strips<M, 2, f16>(p, plan, task, scratch);
+    default: break;
+  }
+  switch (plan.terms) {
+    case 1: return attend_strips<M, 1, float>(p, plan, task, scratch);
+    case 2: return attend_strips<M, 2, float>(p, plan, task, scratch);
+    default: return attend_strips<M, 3, float>(p, plan, task, scratch);
+  }
+}
+
+inline int64_t matrix_scratch(const Problem& p, const Plan& plan) {
+  MatrixSpace space;
+  return plan.terms == 1   ? set_up<1>(p, plan, nullptr, space)
+         : plan.terms == 2 ? set_up<2>(p, plan, nullptr, space)
+                           : set_up<3>(p, plan, nullptr, space);
+}
+
+}  // namespace
+}  // namespace harken

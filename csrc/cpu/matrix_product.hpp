@@ -1,0 +1,198 @@
+// matrix_product.hpp - the two products as tiles of a matrix engine, and the exponentials dealt out among them.
+//
+// The engine works beside the vector units, so the products of one unit of keys and the exponentials of another go on
+// together, if their instructions lie close: one row of exponentials after each tile product (every four: 18 % slower,
+// every sixteen or one after the other: 30 %, bfloat16 with 64 channels).
+#pragma once
+
+#include "planes.hpp"
+
+namespace harken {
+namespace {
+
+constexpr int strip_rows = 32;  // queries: two tiles
+
+// A unit of keys, as many as a step of the second product sums over: S [32][keys], P [2][tiles][16][32].
+template <int N>
+constexpr int unit_keys = Terms<N>::depth;
+
+// Rows of S on their way to rows of P, P = 2^(factor S), 32 keys at a time. With more terms than one l += P; with one
+// the engine sums P, as it is rounded: that spares the vector units, and errors of P leave the quotient O / l.
+template <class M, int N>
+struct Exponentials {
+  static constexpr int parts = unit_keys<N> / 32, count = strip_rows * parts;
+
+  const float* S;
+  char* P;
+  float *l, *whole;  // [32][16]; whole: l before rounding, only where lse is asked for, with an exponential of its own
+  float factor;      // with one term: Q is not scaled
+  int ticks;         // how often tick() is called, about
+  int next = 0, due = 0;
+
+  HARKEN_INLINE void one() {
+    const int r = next / parts, part = next % parts;
+    const float* s = S + r * unit_keys<N> + part * 32;
+    char* to = P + (r / tile_rows * Terms<N>::tiles * tile_rows + r % tile_rows) * 64 + part * tile_bytes;
+    ++next;
+    F32 a = take(s), b = take(s + lanes<float>), low[N], high[N];
+    if constexpr (scaled_later<N>) {
+      a *= factor;
+      b *= factor;
+    }
+    if constexpr (N == 1) {
+      if (whole) {
+        float* sum = whole + r * lanes<float>;
+        put(sum, take(sum) + (exp2(a) + exp2(b)));
+      }
+      low[0] = M::exp2_in_terms(Count<N>(), a);
+      high[0] = M::exp2_in_terms(Count<N>(), b);
+    } else {
+      a = M::exp2_in_terms(Count<N>(), a);
+      b = M::exp2_in_terms(Count<N>(), b);
+      float* sum = l + r * lanes<float>;
+      put(sum, take(sum) + (a + b));
+      split<N>(a, low);
+      split<N>(b, high);
+    }
+#pragma GCC unroll 3
+    for (int i = 0; i < N; ++i) put_words(to + i * tile_bytes, pairs(low[i], high[i]));
+  }
+  HARKEN_INLINE void tick() {
+    for (due += count; due >= ticks; due -= ticks) one();
+  }
+  HARKEN_INLINE void rest() {
+    while (next < count) one();
+  }
+};
+
+// The eight registers: two sums, a step of b, and the same step of a for both halves of the rows, or with three terms
+// for one.
+template <class M, int N>
+struct Factors {
+  static constexpr int tiles = Terms<N>::tiles;
+
+  template <int half>
+  static constexpr int a = N == 3 ? 5 : 4 + 2 * half;
+  static constexpr int b = 2;
+
+  template <int half>
+  static HARKEN_INLINE void take_a(const char* at) {
+    M::take(Register<a<half>>(), at, 64);
+    M::take(Register<a<half> + 1>(), at + tile_bytes, 64);
+    if constexpr (N == 3) M::take(Register<a<half> + 2>(), at + 2 * tile_bytes, 64);
+  }
+  static HARKEN_INLINE void take_b(const char* at) {
+    M::take_past(Register<b>(), at, 64);
+    M::take_past(Register<b + 1>(), at + tile_bytes, 64);
+    if constexpr (N == 3) M::take_past(Register<b + 2>(), at + 2 * tile_bytes, 64);
+  }
+
+  // sum[half] += a[half] b, small products first.
+  template <int half, class Beside>
+  static HARKEN_INLINE void multiply(Beside& beside, bool odd = false) {
+    constexpr Register<half> sum;
+    constexpr Register<a<half>> h;
+    constexpr Register<a<half> + 1> m;
+    constexpr Register<b> H;
+    constexpr Register<b + 1> L;
+    if constexpr (N == 1) {  // not terms but the two tiles of a step
+      M::multiply(sum, h, H);
+      beside.tick();
+      if (!odd) M::multiply(sum, m, L);
+      beside.tick();
+    } else if constexpr (N == 2) {
+      M::multiply(sum, h, L);
+      beside.tick();
+      M::multiply(sum, m, H);
+      M::multiply(sum, h, H);
+      beside.tick();
+    } else {
+      M::multiply(sum, Register<a<half> + 2>(), H);
+      M::multiply(sum, h, Register<b + 2>());
+      beside.tick();
+      M::multiply(sum, m, L);
+      M::multiply(sum, m, H);
+      beside.tick();
+      M::multiply(sum, h, L);
+      M::multiply(sum, h, H);
+      beside.tick();
+    }
+  }
+  static constexpr int ticks = N == 3 ? 3 : 2;  // of one multiply
+};
+
+// S[32][unit_keys] = Q K^T
+template <class M, int N, class Beside>
+HARKEN_INLINE void matrix_scores(const char* Q, const char* K, int64_t channels, float* S, Beside& beside) {
+  using R = Factors<M, N>;
+  constexpr int depth = Terms<N>::depth, step_bytes = R::tiles * tile_bytes;
+  constexpr int64_t S_step = unit_keys<N> * 4;
+  const int64_t steps = (channels + depth - 1) / depth;
+  const bool odd = channels % depth != 0;
+  const int64_t key_bytes = channels / 32 * N * tile_bytes;
+  const bool resident = N < 3 && steps == 1;
+  if (resident) {
+    R::template take_a<0>(Q);
+    R::template take_a<1>(Q + step_bytes);
+  }
+  for (int k = 0; k < unit_keys<N>; k += tile_rows, K += key_bytes) {
+    M::zero(Register<0>());
+    M::zero(Register<1>());
+    for (int64_t s = 0; s < steps; ++s) {
+      const char *q = Q + s * step_bytes, *other = q + steps * step_bytes;
+      const bool last = odd && s + 1 == steps;
+      R::take_b(K + s * step_bytes);
+      if (!resident) R::template take_a<0>(q);
+      R::template multiply<0>(beside, last);
+      if (!resident) R::template take_a<1>(other);
+      R::template multiply<1>(beside, last);
+    }
+    M::put(Register<0>(), S + k, S_step);
+    M::put(Register<1>(), S + tile_rows * unit_keys<N> + k, S_step);
+  }
+}
+
+// O[32][channels] += P V, or = where this is the first unit. With one term l[32][16] += P 1 too, alike in all columns.
+template <class M, int N, class Beside>
+HARKEN_INLINE void matrix_values(const char* P, const char* V, int64_t channels, float* O, float* l, bool first,
+                                 Beside& beside) {
+  using R = Factors<M, N>;
+  constexpr Register<0> upper;
+  constexpr Register<1> lower;
+  constexpr int step_bytes = R::tiles * tile_bytes;
+  const int64_t O_step = channels * 4;
+  if (N < 3) {
+    R::template take_a<0>(P);
+    R::template take_a<1>(P + step_bytes);
+  }
+  auto begin = [&](auto half, const float* at, int64_t step)
+                   __attribute__((always_inline)) { first ? M::zero(half) : M::take(half, at, step); };
+  for (int64_t d = 0; d < channels; d += tile_rows, V += step_bytes) {
+    float *above = O + d, *below = O + tile_rows * channels + d;
+    R::take_b(V);
+    begin(upper, above, O_step);
+    if (N == 3) R::template take_a<0>(P);
+    R::template multiply<0>(beside);
+    M::put(upper, above, O_step);
+    begin(lower, below, O_step);
+    if (N == 3) R::template take_a<1>(P + step_bytes);
+    R::template multiply<1>(beside);
+    M::put(lower, below, O_step);
+  }
+  if constexpr (N == 1) {
+    alignas(64) static const uint32_t ones[tile_words] = {
+        0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80,
+        0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80};
+    M::take(Register<2>(), ones, 0);
+    M::take(Register<3>(), ones, 0);
+    begin(upper, l, 64);
+    R::template multiply<0>(beside);
+    M::put(upper, l, 64);
+    begin(lower, l + tile_rows * tile_words, 64);
+    R::template multiply<1>(beside);
+    M::put(lower, l + tile_rows * tile_words, 64);
+  }
+}
+
+}  // namespace
+}  // namespace harken
