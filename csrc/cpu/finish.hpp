@@ -40,17 +40,16 @@ inline void blank_rows(const Problem& p, const Head<T>& head, int64_t i, int64_t
   }
 }
 
-// One row: O becomes the output, in place.
+// One row: O becomes the output.
 template <class T>
-inline void finish_row(const Problem& p, const Head<T>& head, int64_t i, double m, double l, T* O) {
+inline void finish_row(const Problem& p, const Head<T>& head, int64_t i, double m, double l, const T* O) {
   double a = head.has_sink ? add_sink(m, l, head.sink) : 1;
   T factor = l == 0 ? T(0) : T(a / l);
-  for (int64_t d = 0; d < p.Dv; ++d) O[d] *= factor;
-  write_row(head.out, i, 0, p.Dv, O);
+  write_row(head.out, i, 0, p.Dv, O, factor);
   if (head.lse.data) write_lse(head.lse, i, log_sum(m, l));
 }
 
-// lse where the l that O is divided by is not the exact one.
+// Its logarithm alone.
 template <class T>
 inline void finish_lse(const Head<T>& head, int64_t i, double m, double l) {
   if (head.has_sink) add_sink(m, l, head.sink);

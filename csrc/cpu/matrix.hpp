@@ -85,7 +85,8 @@ struct Pipeline {
     if (next.strip) matrix_scores<M, N>(next.strip->Q, next.K, space.D, S_next, rows);
     if (previous.strip) {
       Strip& strip = *previous.strip;
-      matrix_values<M, N>(P_previous, previous.V, space.Dv, strip.O, strip.l, !strip.begun, rows);
+      matrix_values<M, N>({P_previous, 64, tile_bytes, Terms<N>::tiles * tile_bytes}, previous.V, space.Dv, strip.O,
+                          strip.l, !strip.begun, rows);
       strip.begun = true;
     }
     rows.rest();
@@ -95,10 +96,15 @@ struct Pipeline {
   }
 };
 
-inline float sum_of(const float* l) {
-  float sum = 0;
-  for (int i = 0; i < lanes<float>; ++i) sum += l[i];
-  return sum;
+// l of 16 rows.
+template <int N>
+inline F32 sums_of(const float* l) {
+  F32 x[lanes<float>];
+  for (int r = 0; r < lanes<float>; ++r) x[r] = take(l + r * lanes<float>);
+  if constexpr (N > 1) return sums(x);
+  F32 of_row = {};
+  for (int r = 0; r < lanes<float>; ++r) of_row[r] = l[r * lanes<float>];
+  return of_row;
 }
 
 // Does the row stand? Its sum must be where no exponential overflowed and none that counts vanished; its O finite, and
@@ -119,30 +125,42 @@ template <int N>
 inline void finish_strip(const Problem& p, const Plan& plan, const Task& task, MatrixSpace& space, Strip& strip) {
   const Head<float>& head = *strip.head;
   const bool split = plan.ranges > 1;
+  alignas(64) float l[strip_rows], factor[strip_rows], whole[strip_rows];
+  for (int r = 0; r < strip_rows; r += lanes<float>) {
+    const F32 sum = sums_of<N>(strip.l + r * lanes<float>);
+    put(l + r, sum);
+    put(factor + r, 1.f / sum);
+    if (strip.whole) put(whole + r, sums_of<2>(strip.whole + r * lanes<float>));
+  }
   for (int r = 0; r < strip.n; ++r) {
     float* O = strip.O + r * space.Dv;
     const int64_t i = strip.i0 + r;
     const Interval of = seen(head.sight, i);
+    float m = 0;
     const bool none = !strip.begun || most(of.first, task.k0) >= least(of.end, task.k1);
-    float m = 0, l = N == 1 ? strip.l[r * lanes<float>] : sum_of(strip.l + r * lanes<float>);
     if (none) {
       m = -infinity;
-      l = 0;
+      l[r] = factor[r] = 0;
       for (int64_t d = 0; d < space.Dv; ++d) O[d] = 0;
-    } else if ((strip.again >> r & 1) || !stands<N>(l, O, space.Dv)) {
+    } else if ((strip.again >> r & 1) || !stands<N>(l[r], O, space.Dv)) {
       strip.again |= uint32_t(1) << r;
       continue;
     }
     if (split) {
       Partial<float> to = partial_at<float>(p, plan, task.index);
       to.m[strip.row + r] = m;
-      to.l[strip.row + r] = l;
+      to.l[strip.row + r] = l[r];
       __builtin_memcpy(to.O + (strip.row + r) * p.Dv, O, p.Dv * sizeof(float));
-    } else {
-      finish_row(p, head, i, m, l, O);
-      if (strip.whole && !none) finish_lse(head, i, m, sum_of(strip.whole + r * lanes<float>));
+      continue;
     }
+    if (head.has_sink) {
+      finish_row(p, head, i, m, l[r], O);
+    } else {
+      write_row(head.out, i, 0, p.Dv, O, factor[r]);
+    }
+    if (head.lse.data) finish_lse(head, i, m, strip.whole && !none ? whole[r] : l[r]);
   }
+  if (strip.again == 0) return;
   for (int r = 0; r < strip.n; ++r) {
     if (!(strip.again >> r & 1)) continue;
     int end = r + 1;
@@ -197,7 +215,7 @@ inline void attend_strips(const Problem& p, const Plan& plan, const Task& task, 
     if (interrupted()) return;
     M::configure();  // a signal handler may have called, and released it
     const int64_t b1 = least(b + block, end);
-    pack_keys<N, E>(p, space, head, b, b1);
+    pack_keys<N>(p, space, head, b, b1);
     pack_values<N, E>(p, space, head, b, b1);
     Pipeline<M, N> pipeline = {space, b1};
     for (int s = 0; s < strips; ++s) {

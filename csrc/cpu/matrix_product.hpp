@@ -65,6 +65,12 @@ struct Exponentials {
   }
 };
 
+// Where the tiles of a factor lie: rows, tiles along its depth, and the lower 16 rows.
+struct Tiles {
+  const char* at;
+  int64_t row, tile, half;
+};
+
 // The eight registers: two sums, a step of b, and the same step of a for both halves of the rows, or with three terms
 // for one.
 template <class M, int N>
@@ -76,10 +82,11 @@ struct Factors {
   static constexpr int b = 2;
 
   template <int half>
-  static HARKEN_INLINE void take_a(const char* at) {
-    M::take(Register<a<half>>(), at, 64);
-    M::take(Register<a<half> + 1>(), at + tile_bytes, 64);
-    if constexpr (N == 3) M::take(Register<a<half> + 2>(), at + 2 * tile_bytes, 64);
+  static HARKEN_INLINE void take_a(const Tiles& from, int64_t step, bool odd = false) {
+    const char* at = from.at + half * from.half + step * tiles * from.tile;
+    M::take(Register<a<half>>(), at, from.row);
+    if (!odd) M::take(Register<a<half> + 1>(), at + from.tile, from.row);
+    if constexpr (N == 3) M::take(Register<a<half> + 2>(), at + 2 * from.tile, from.row);
   }
   static HARKEN_INLINE void take_b(const char* at) {
     M::take_past(Register<b>(), at, 64);
@@ -123,7 +130,7 @@ struct Factors {
 
 // S[32][unit_keys] = Q K^T
 template <class M, int N, class Beside>
-HARKEN_INLINE void matrix_scores(const char* Q, const char* K, int64_t channels, float* S, Beside& beside) {
+HARKEN_INLINE void matrix_scores(const Tiles& Q, const char* K, int64_t channels, float* S, Beside& beside) {
   using R = Factors<M, N>;
   constexpr int depth = Terms<N>::depth, step_bytes = R::tiles * tile_bytes;
   constexpr int64_t S_step = unit_keys<N> * 4;
@@ -132,19 +139,18 @@ HARKEN_INLINE void matrix_scores(const char* Q, const char* K, int64_t channels,
   const int64_t key_bytes = channels / 32 * N * tile_bytes;
   const bool resident = N < 3 && steps == 1;
   if (resident) {
-    R::template take_a<0>(Q);
-    R::template take_a<1>(Q + step_bytes);
+    R::template take_a<0>(Q, 0, odd);
+    R::template take_a<1>(Q, 0, odd);
   }
   for (int k = 0; k < unit_keys<N>; k += tile_rows, K += key_bytes) {
     M::zero(Register<0>());
     M::zero(Register<1>());
     for (int64_t s = 0; s < steps; ++s) {
-      const char *q = Q + s * step_bytes, *other = q + steps * step_bytes;
       const bool last = odd && s + 1 == steps;
       R::take_b(K + s * step_bytes);
-      if (!resident) R::template take_a<0>(q);
+      if (!resident) R::template take_a<0>(Q, s, last);
       R::template multiply<0>(beside, last);
-      if (!resident) R::template take_a<1>(other);
+      if (!resident) R::template take_a<1>(Q, s, last);
       R::template multiply<1>(beside, last);
     }
     M::put(Register<0>(), S + k, S_step);
@@ -154,7 +160,7 @@ HARKEN_INLINE void matrix_scores(const char* Q, const char* K, int64_t channels,
 
 // O[32][channels] += P V, or = where this is the first unit. With one term l[32][16] += P 1 too, alike in all columns.
 template <class M, int N, class Beside>
-HARKEN_INLINE void matrix_values(const char* P, const char* V, int64_t channels, float* O, float* l, bool first,
+HARKEN_INLINE void matrix_values(const Tiles& P, const char* V, int64_t channels, float* O, float* l, bool first,
                                  Beside& beside) {
   using R = Factors<M, N>;
   constexpr Register<0> upper;
@@ -162,8 +168,8 @@ HARKEN_INLINE void matrix_values(const char* P, const char* V, int64_t channels,
   constexpr int step_bytes = R::tiles * tile_bytes;
   const int64_t O_step = channels * 4;
   if (N < 3) {
-    R::template take_a<0>(P);
-    R::template take_a<1>(P + step_bytes);
+    R::template take_a<0>(P, 0);
+    R::template take_a<1>(P, 0);
   }
   auto begin = [&](auto half, const float* at, int64_t step)
                    __attribute__((always_inline)) { first ? M::zero(half) : M::take(half, at, step); };
@@ -171,11 +177,11 @@ HARKEN_INLINE void matrix_values(const char* P, const char* V, int64_t channels,
     float *above = O + d, *below = O + tile_rows * channels + d;
     R::take_b(V);
     begin(upper, above, O_step);
-    if (N == 3) R::template take_a<0>(P);
+    if (N == 3) R::template take_a<0>(P, 0);
     R::template multiply<0>(beside);
     M::put(upper, above, O_step);
     begin(lower, below, O_step);
-    if (N == 3) R::template take_a<1>(P + step_bytes);
+    if (N == 3) R::template take_a<1>(P, 0);
     R::template multiply<1>(beside);
     M::put(lower, below, O_step);
   }

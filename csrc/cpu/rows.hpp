@@ -38,29 +38,30 @@ inline void read_row(const Matrix& M, int64_t i, int64_t j, int64_t n, T* to) {
   }
 }
 
+// Numbers times a factor.
 template <class T, class S>
-inline void write_row(char* to, int64_t step, int64_t n, const T* from) {
+inline void write_row(char* to, int64_t step, int64_t n, const T* from, Lanes<T> factor) {
   int64_t i = 0;
   if (step == sizeof(S))
-    for (; i + lanes<T> <= n; i += lanes<T>) put((S*)to + i, take(from + i));
+    for (; i + lanes<T> <= n; i += lanes<T>) put((S*)to + i, take(from + i) * factor);
   for (; i < n; i += lanes<T>) {  // the last few, or every one where they lie apart
     alignas(vector_bytes) T some[lanes<T>] = {};
     S narrowed[lanes<T>];
     int64_t count = least(lanes<T>, n - i);
     __builtin_memcpy(some, from + i, count * sizeof(T));
-    put(narrowed, take(some));
+    put(narrowed, take(some) * factor);
     for (int64_t k = 0; k < count; ++k) __builtin_memcpy(to + (i + k) * step, &narrowed[k], sizeof(S));
   }
 }
 
 // The output types of T: those that are computed in it.
 template <class T>
-inline void write_row(const Matrix& M, int64_t i, int64_t j, int64_t n, const T* from) {
+inline void write_row(const Matrix& M, int64_t i, int64_t j, int64_t n, const T* from, T factor = 1) {
   char* to = M.at(i, j);
   switch (M.type) {
 #define HARKEN_WRITE(name, cpp, numpy, compute) \
   case Type::name:                              \
-    if constexpr (__is_same(T, compute)) write_row<T, cpp>(to, M.col, n, from); \
+    if constexpr (__is_same(T, compute)) write_row<T, cpp>(to, M.col, n, from, fill(factor)); \
     return;
     HARKEN_STORAGE_TYPES(HARKEN_WRITE)
 #undef HARKEN_WRITE

@@ -6,6 +6,9 @@
 namespace harken {
 namespace {
 
+// Rounded by instruction; the AVX-512 of machines with tiles has it.
+HARKEN_INLINE void put(bf16* at, F32 x) { _mm256_storeu_si256((__m256i*)at, (__m256i)_mm512_cvtneps_pbh((__m512)x)); }
+
 // c += a b:  c[16][16] floats, a[16][32] bfloat16, b[32][16] as its rows 2i and 2i + 1 in pairs. Sums are rounded to
 // float after each pair of products; subnormal numbers count as 0.
 //
