@@ -16,13 +16,14 @@ namespace {
 struct Step {
   Strip* strip;
   int64_t k0;
+  Extent extent;
   const char *K, *V;
 };
 
 // What happens to the scores of a unit before they become exponentials, where anything does; false: nothing has.
 template <int N>
 inline bool modify_unit(const MatrixSpace& space, const Step& step, int64_t k1, float* S) {
-  constexpr int keys = unit_keys<N>;
+  const int keys = 32 * step.extent.parts;
   const Strip& strip = *step.strip;
   const Head<float>& head = *strip.head;
   const Modifiers<float>& by = head.modifiers;
@@ -46,7 +47,7 @@ inline bool modify_unit(const MatrixSpace& space, const Step& step, int64_t k1, 
     if (masked) read_row(head.mask, i, step.k0, n, space.mask);
     for (int k = 0; k < keys; k += lanes<float>) {
       const F32 j = count + float(k);
-      float* at = S + r * keys + k;
+      float* at = S + r * unit_keys<N> + k;
       F32 s = take(at) * factor;
       if (by.any()) s = modified(s, by, take(space.bias + k), slope, p, j);
       if (edge) s = hidden_outside(s, j, first, end);
@@ -67,26 +68,24 @@ struct Pipeline {
 
   __attribute__((noinline)) void advance(const Step& next) {
     constexpr int ticks = Factors<M, N>::ticks;
-    constexpr int64_t depth = Terms<N>::depth;
+    const int64_t steps = up(space.D, Terms<N>::depth) / Terms<N>::depth;
     float *S = space.S[parity], *S_next = space.S[parity ^ 1];
     char *P = space.P[parity], *P_previous = space.P[parity ^ 1];
-    Exponentials<M, N> rows = {S, P, nullptr, nullptr, 1, 1};
+    Exponentials<M, N> rows = {current.extent, 0, S, P, nullptr, nullptr, 1, 1};
     if (current.strip) {
       const bool done = modify_unit<N>(space, current, k1, S);
       rows.l = current.strip->l;
       rows.whole = current.strip->whole;
       rows.factor = scaled_later<N> && !done ? float(current.strip->head->scale) : 1.f;
-      rows.ticks = int((next.strip ? unit_keys<N> / tile_rows * (up(space.D, depth) / depth) * 2 * ticks : 0) +
-                       (previous.strip ? (space.Dv / tile_rows + (N == 1)) * 2 * ticks : 0));
-    } else {
-      rows.next = rows.count;
-      rows.ticks = 1 << 30;
+      rows.count = current.extent.halves * tile_rows * current.extent.parts;
+      rows.ticks = ticks * int((next.strip ? next.extent.halves * 2 * next.extent.parts * steps : 0) +
+                               (previous.strip ? previous.extent.halves * (space.Dv / tile_rows + (N == 1)) : 0));
     }
-    if (next.strip) matrix_scores<M, N>(next.strip->Q, next.K, space.D, S_next, rows);
+    if (next.strip) matrix_scores<M, N>(next.strip->Q, next.K, space.D, next.extent, S_next, rows);
     if (previous.strip) {
       Strip& strip = *previous.strip;
-      matrix_values<M, N>({P_previous, 64, tile_bytes, Terms<N>::tiles * tile_bytes}, previous.V, space.Dv, strip.O,
-                          strip.l, !strip.begun, rows);
+      matrix_values<M, N>({P_previous, 64, tile_bytes, Terms<N>::tiles * tile_bytes}, previous.V, space.Dv,
+                          previous.extent, strip.O, strip.l, !strip.begun, rows);
       strip.begun = true;
     }
     rows.rest();
@@ -226,7 +225,8 @@ inline void attend_strips(const Problem& p, const Plan& plan, const Task& task, 
         if (mask.data && shown(mask, strip.i0, strip.n, k, least(keys, b1 - k)) == Shown::none) continue;
         const int64_t unit = (k - b) / keys;
         if (const uint64_t out = space.left_out[unit]) strip.again |= seeing<N>(strip, k, out);
-        pipeline.advance({&strip, k, space.K + unit * unit_of_K, space.V + unit * unit_of_V});
+        const Extent extent = {strip.n <= tile_rows ? 1 : 2, N == 1 && least(b1, of.end) - k > 32 ? 2 : 1};
+        pipeline.advance({&strip, k, extent, space.K + unit * unit_of_K, space.V + unit * unit_of_V});
       }
     }
     pipeline.advance({});

@@ -16,21 +16,26 @@ constexpr int strip_rows = 32;  // queries: two tiles
 template <int N>
 constexpr int unit_keys = Terms<N>::depth;
 
+// How much of a unit there is: 16 rows or 32, 32 keys or 64. (With 65 keys, a whole second unit would take 43 % more.)
+struct Extent {
+  int halves, parts;
+};
+
 // Rows of S on their way to rows of P, P = 2^(factor S), 32 keys at a time. With more terms than one l += P; with one
 // the engine sums P, as it is rounded: that spares the vector units, and errors of P leave the quotient O / l.
 template <class M, int N>
 struct Exponentials {
-  static constexpr int parts = unit_keys<N> / 32, count = strip_rows * parts;
-
+  Extent extent;
+  int count;  // rows x parts
   const float* S;
   char* P;
   float *l, *whole;  // [32][16]; whole: l before rounding, only where lse is asked for, with an exponential of its own
-  float factor;      // with one term: Q is not scaled
-  int ticks;         // how often tick() is called, about
+  float factor;
+  int ticks;  // how often tick() will be called
   int next = 0, due = 0;
 
   HARKEN_INLINE void one() {
-    const int r = next / parts, part = next % parts;
+    const int shift = extent.parts - 1, r = next >> shift, part = next & shift;
     const float* s = S + r * unit_keys<N> + part * 32;
     char* to = P + (r / tile_rows * Terms<N>::tiles * tile_rows + r % tile_rows) * 64 + part * tile_bytes;
     ++next;
@@ -130,7 +135,8 @@ struct Factors {
 
 // S[32][unit_keys] = Q K^T
 template <class M, int N, class Beside>
-HARKEN_INLINE void matrix_scores(const Tiles& Q, const char* K, int64_t channels, float* S, Beside& beside) {
+HARKEN_INLINE void matrix_scores(const Tiles& Q, const char* K, int64_t channels, Extent extent, float* S,
+                                 Beside& beside) {
   using R = Factors<M, N>;
   constexpr int depth = Terms<N>::depth, step_bytes = R::tiles * tile_bytes;
   constexpr int64_t S_step = unit_keys<N> * 4;
@@ -140,9 +146,9 @@ HARKEN_INLINE void matrix_scores(const Tiles& Q, const char* K, int64_t channels
   const bool resident = N < 3 && steps == 1;
   if (resident) {
     R::template take_a<0>(Q, 0, odd);
-    R::template take_a<1>(Q, 0, odd);
+    if (extent.halves == 2) R::template take_a<1>(Q, 0, odd);
   }
-  for (int k = 0; k < unit_keys<N>; k += tile_rows, K += key_bytes) {
+  for (int k = 0; k < 32 * extent.parts; k += tile_rows, K += key_bytes) {
     M::zero(Register<0>());
     M::zero(Register<1>());
     for (int64_t s = 0; s < steps; ++s) {
@@ -150,26 +156,28 @@ HARKEN_INLINE void matrix_scores(const Tiles& Q, const char* K, int64_t channels
       R::take_b(K + s * step_bytes);
       if (!resident) R::template take_a<0>(Q, s, last);
       R::template multiply<0>(beside, last);
+      if (extent.halves == 1) continue;
       if (!resident) R::template take_a<1>(Q, s, last);
       R::template multiply<1>(beside, last);
     }
     M::put(Register<0>(), S + k, S_step);
-    M::put(Register<1>(), S + tile_rows * unit_keys<N> + k, S_step);
+    if (extent.halves == 2) M::put(Register<1>(), S + tile_rows * unit_keys<N> + k, S_step);
   }
 }
 
 // O[32][channels] += P V, or = where this is the first unit. With one term l[32][16] += P 1 too, alike in all columns.
 template <class M, int N, class Beside>
-HARKEN_INLINE void matrix_values(const Tiles& P, const char* V, int64_t channels, float* O, float* l, bool first,
-                                 Beside& beside) {
+HARKEN_INLINE void matrix_values(const Tiles& P, const char* V, int64_t channels, Extent extent, float* O, float* l,
+                                 bool first, Beside& beside) {
   using R = Factors<M, N>;
   constexpr Register<0> upper;
   constexpr Register<1> lower;
   constexpr int step_bytes = R::tiles * tile_bytes;
   const int64_t O_step = channels * 4;
+  const bool odd = N == 1 && extent.parts == 1, both = extent.halves == 2;
   if (N < 3) {
-    R::template take_a<0>(P, 0);
-    R::template take_a<1>(P, 0);
+    R::template take_a<0>(P, 0, odd);
+    if (both) R::template take_a<1>(P, 0, odd);
   }
   auto begin = [&](auto half, const float* at, int64_t step)
                    __attribute__((always_inline)) { first ? M::zero(half) : M::take(half, at, step); };
@@ -178,11 +186,12 @@ HARKEN_INLINE void matrix_values(const Tiles& P, const char* V, int64_t channels
     R::take_b(V);
     begin(upper, above, O_step);
     if (N == 3) R::template take_a<0>(P, 0);
-    R::template multiply<0>(beside);
+    R::template multiply<0>(beside, odd);
     M::put(upper, above, O_step);
+    if (!both) continue;
     begin(lower, below, O_step);
     if (N == 3) R::template take_a<1>(P, 0);
-    R::template multiply<1>(beside);
+    R::template multiply<1>(beside, odd);
     M::put(lower, below, O_step);
   }
   if constexpr (N == 1) {
@@ -192,10 +201,11 @@ HARKEN_INLINE void matrix_values(const Tiles& P, const char* V, int64_t channels
     M::take(Register<2>(), ones, 0);
     M::take(Register<3>(), ones, 0);
     begin(upper, l, 64);
-    R::template multiply<0>(beside);
+    R::template multiply<0>(beside, odd);
     M::put(upper, l, 64);
+    if (!both) return;
     begin(lower, l + tile_rows * tile_words, 64);
-    R::template multiply<1>(beside);
+    R::template multiply<1>(beside, odd);
     M::put(lower, l + tile_rows * tile_words, 64);
   }
 }
