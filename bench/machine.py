@@ -19,6 +19,12 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def cache() -> int:
+    """Bytes of the largest cache."""
+    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    return max((int(size.rstrip("K")) << 10 for size in sizes if size.endswith("K")), default=32 << 20)
+
+
 def describe() -> dict[str, Any]:
     info = {}
     if (path := Path("/proc/cpuinfo")).exists():

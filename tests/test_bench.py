@@ -49,7 +49,7 @@ class Plain:
 
 
 def result(run: Any, problem: str, rival: Any, dtype: str = "float32") -> Any:
-    entry = run.compare(run.PROBLEMS[problem], dtype, [rival], 1, 0.01, lambda text: None)
+    entry = run.compare(run.problems.PROBLEMS[problem], dtype, [rival], 1, 0.01, lambda text: None)
     json.dumps(entry)
     return entry["rivals"]["plain"]
 
@@ -129,7 +129,7 @@ def test_one_wrong_row_of_many_is_found(run: Any) -> None:
         out[0, 3, 5] *= 1.0005  # moves the whole by less than the tolerance
         return out
 
-    problem = run.Problem("rows", "compute", 1, 64, 64, 64, 64, 16)
+    problem = run.problems.Problem("rows", "compute", 1, 64, 64, 64, 64, 16)
     entry = run.compare(problem, "float32", [Plain(spoil)], 1, 0.01, lambda text: None)
     assert entry["rivals"]["plain"]["status"] == "wrong"
     assert "in one row" in entry["rivals"]["plain"]["reason"]
@@ -151,7 +151,7 @@ def test_who_cannot_or_fails_is_told_apart(run: Any) -> None:
 def test_truth_is_causal_and_grouped(run: Any) -> None:
     import truth
 
-    problem = run.Problem("small", "compute", 2, 6, 2, 700, 700, 8, causal=True)
+    problem = run.problems.Problem("small", "compute", 2, 6, 2, 700, 700, 8, causal=True)
     q, k, v = problem.inputs("float32")
     S = q.astype(float).reshape(2, 2, 3, 700, 8) @ k.astype(float).swapaxes(-1, -2)[:, :, None] / np.sqrt(8)
     P = np.exp(S) * np.tri(700)
@@ -160,7 +160,7 @@ def test_truth_is_causal_and_grouped(run: Any) -> None:
 
 
 def test_problems_count_their_work(run: Any) -> None:
-    llama, decode = run.PROBLEMS["llama2k"], run.PROBLEMS["decode4k"]
+    llama, decode = run.problems.PROBLEMS["llama2k"], run.problems.PROBLEMS["decode4k"]
     assert llama.flops == 2 * 32 * 2048 * 2048 * 128
     assert decode.bytes("float32") == 4 * 128 * (2 * 32 + 2 * 8 * 4096)
     assert decode.bytes("bfloat16") * 2 == decode.bytes("float32")
@@ -172,5 +172,5 @@ def test_every_rival_looks_the_same(run: Any) -> None:
     assert list(rivals)[-1] == "harken"
     for name, rival in rivals.items():
         assert rival.name == name
-        assert set(rival.dtypes) <= set(run.DTYPES)
+        assert set(rival.dtypes) <= set(run.problems.DTYPES)
         assert all(callable(getattr(rival, verb)) for verb in ("load", "prepare", "to_numpy"))
