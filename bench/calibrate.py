@@ -36,7 +36,7 @@ class Sizes:
 
 
 SIZES = Sizes(
-    (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256),
+    (1, 2, 3, 4, 6, 8, 10, 12, 16, 24, 32, 64, 128, 256),
     (16, 32, 64, 128, 256, 512, 1024, 4096),
     (32, 64, 128),
     range(48, 641, 3),  # every remainder of a register's width
@@ -189,5 +189,6 @@ def ranges(row: Sequence[Point], names: Sequence[str]) -> str:
     if len(parts) == 1:
         return f"{order[0]} always"
     words = [f"{order[0]} up to {parts[0][-1]}"]
-    words += [f"{name} {part[0]} to {part[-1]}" for name, part in zip(order[1:-1], parts[1:-1], strict=True)]
+    for name, part in zip(order[1:-1], parts[1:-1], strict=True):
+        words.append(f"{name} at {part[0]}" + (f" to {part[-1]}" if len(part) > 1 else ""))
     return ", ".join([*words, f"{order[-1]} from {parts[-1][0]}"])

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from machine import QUIET
 from problems import PROBLEMS, Problem
 
 
@@ -32,7 +33,7 @@ MEAN = Figure("over the best peer, geometric mean", "x", mean=True)
 TORCH = Figure("over torch", "x")
 HELD = Figure("over torch, both held to AVX2", "x")
 PEAK = Figure("of the peak of the multiply-adds", "%")
-READ = Figure("of a plain read of the same keys and values by the same threads", "%")
+READ = Figure("of a plain read of K and V", "%")
 CALL = Figure("a call of (1, 1, 1, 8)", "us", at_most=True)
 CALL_OUT = Figure("a call of (1, 1, 1, 8) with out=", "us", at_most=True)
 COLD = Figure("a call after 50 ms of idleness, more than a hot one", "ms", at_most=True)
@@ -120,9 +121,9 @@ class Values:
     notes: dict[str, str] = field(default_factory=dict)  # of a problem; that of "" is of all
 
 
-def judge(goal: Goal, values: Values | NotMeasurable) -> dict[str, Any]:
+def judge(goal: Goal, values: Values | NotMeasurable, others: float = 0.0) -> dict[str, Any]:
     """The row of a goal in the JSON: reached, missed or not measurable here. NaN reaches nothing."""
-    row: dict[str, Any] = {"goal": str(goal), "limit": goal.figure.limit(goal.number)}
+    row: dict[str, Any] = {"goal": str(goal), "limit": goal.figure.limit(goal.number), "others": others}
     if isinstance(values, NotMeasurable):
         return row | {"verdict": values.verdict, "reason": str(values)}
     value = goal.figure.of(list(values.by.values()))
@@ -133,12 +134,14 @@ def judge(goal: Goal, values: Values | NotMeasurable) -> dict[str, Any]:
 
 def line(row: dict[str, Any]) -> str:
     """One goal in words: verdict, figure, goal, and the problems it was measured on."""
+    indent = " " * 34
     if "value" not in row:
         mark = row["verdict"] if row["verdict"] == "missed" else "-"
-        return f"{mark:<8}{'':>9}   {row['limit']:<10}  {row['goal']}\n{'':<34}{row['verdict']}: {row['reason']}"
+        return f"{mark:<8}{'':>9}   {row['limit']:<10}  {row['goal']}\n{indent}{row['verdict']}: {row['reason']}"
     figure = f"{row['value']:.3g} {row['unit']}"
     by = [f"{name} {value:.3g} {row['notes'].get(name, '')}".rstrip() for name, value in row["by"].items()]
     rest = [", ".join(by)] if row["by"] else []
     rest += [row["notes"][""]] if "" in row["notes"] else []
+    rest += [f"not quiet: {100 * row['others']:.0f} % of the CPU time went to others"] if row["others"] > QUIET else []
     head = f"{row['verdict']:<8}{figure:>9}   {row['limit']:<10}  {row['goal']}"
-    return "\n".join([head, *(f"{'':<34}{text}" for text in rest)])
+    return "\n".join([head, *(f"{indent}{text}" for text in rest)])

@@ -11,7 +11,6 @@ import functools
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +19,7 @@ from typing import Any
 
 import machine
 import numpy as np
+import timing
 from problems import Array, Problem, element
 
 SOURCE = Path(__file__).with_name("peaks.cpp")
@@ -109,15 +109,11 @@ def stream(one: Array, other: Array, threads: int, backend: str, name: str) -> P
 
 
 def filled(name: str, loop: Callable[[int], Any], amount: float, unit: str = "GFLOP/s") -> Peak:
-    """The loop with as many turns as last long enough."""
+    """The loop with as many turns as last long enough, whatever else the machine does meanwhile."""
     turns = 1
-    while True:
-        start = time.perf_counter()
-        loop(turns)
-        seconds = time.perf_counter() - start
-        if seconds >= CALL:
-            return Peak(name, partial(loop, turns), amount * turns, unit)
+    while (seconds := min(timing.measure(partial(loop, turns), 1) for _ in range(3))) < CALL:
         turns = int(turns * min(10.0, 1.3 * CALL / seconds)) + 1
+    return Peak(name, partial(loop, turns), amount * turns, unit)
 
 
 def known(backend: str) -> str:

@@ -49,7 +49,7 @@ from contest import Progress, compare, load
 from report import figure, lines, summarize, summary_lines
 from rivals import Rival
 
-SECONDS = {"problems": 5.0, "goals": 1.0, "calibrate": 0.02}
+SECONDS = {"problems": 5.0, "goals": 1.0, "calibrate": 0.012}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

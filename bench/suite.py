@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -45,22 +45,43 @@ class Suite:
         self.entries: dict[Case, Entry] = {}
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """A row for each goal, as soon as it is known."""
+        """A row for each goal, after the comparisons that any of them needs."""
+        self.compare_all()
         for i, goal in enumerate(self.wanted):
             self.told(f"[{i + 1}/{len(self.wanted)}] {goal}")
+            meanwhile = machine.Quiet()
             try:
                 values: Values | NotMeasurable = self.measure(goal)
             except NotMeasurable as reason:
                 values = reason
-            yield goals.judge(goal, values)
+            compared = [self.entries[case]["others"] for case in self.cases(goal) if case in self.entries]
+            yield goals.judge(goal, values, max(compared, default=meanwhile.others()))
 
-    def measure(self, goal: Goal) -> Values:
+    def compare_all(self) -> None:
+        """In an order in which a problem's backends follow each other: the float64 result is computed once for them."""
+        needed = {case: goal for goal in self.wanted if self.possible(goal) is None for case in self.cases(goal)}
+        for i, case in enumerate(ordered := sorted(needed, key=lambda case: (case[1], case))):
+            self.told(f"[{i + 1}/{len(ordered)}] {' '.join(case)}")
+            with suppress(Wrong):
+                self.compare(needed[case], case[0])
+
+    def possible(self, goal: Goal) -> str | None:
+        """Why not, if not."""
         import harken
 
         if goal.dtype not in DTYPES:
-            raise NotMeasurable(f"harken does not store {goal.dtype}")
+            return f"harken does not store {goal.dtype}"
         if goal.backend not in ("", *harken.backends()):
-            raise NotMeasurable(f"harken has no backend {goal.backend} here")
+            return f"harken has no backend {goal.backend} here"
+        return None
+
+    def cases(self, goal: Goal) -> list[Case]:
+        """The comparisons that the goal is judged by; the other figures are taken by themselves."""
+        return [self.case(goal, name) for name in goal.problems] if goal.figure in COMPARED else []
+
+    def measure(self, goal: Goal) -> Values:
+        if reason := self.possible(goal):
+            raise NotMeasurable(reason)
         return MEASURES[goal.figure](self, goal)
 
     def over(self, goal: Goal, peers: Sequence[str] = ()) -> Values:
@@ -90,9 +111,8 @@ class Suite:
         """The comparison on one problem; if harken is wrong there, that is the end of the goal."""
         case = self.case(goal, name)
         if case not in self.entries:
-            self.told(f"    {' '.join(case)}")
-            sharing = [g for g in self.wanted if name in g.problems and self.case(g, name) == case]
-            alone = all(g.figure in (goals.PEAK, goals.READ) for g in sharing)
+            sharing = [other for other in self.wanted if case in self.cases(other)]
+            alone = all(other.figure in (goals.PEAK, goals.READ) for other in sharing)
             contenders = [rival for rival in self.loaded if rival.name == "harken" or not alone]
             problem = replace(PROBLEM[name], precision=goal.precision)
             with forced(case[2]):
