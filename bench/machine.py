@@ -51,7 +51,7 @@ class Quiet:
         self.start = self.clocks()
 
     def clocks(self) -> tuple[float, float, float]:
-        """Seconds since whenever: CPU time spent on this machine, that of this process and its own, time on the wall."""
+        """Seconds since whenever: CPU time spent on this machine, that of ours alone, time on the wall."""
         busy = 0.0
         if (path := Path("/proc/stat")).exists():
             user, nice, system, _, _, irq, softirq, steal = map(int, path.read_text().split("\n")[0].split()[1:9])

@@ -140,7 +140,7 @@ class Suite:
             given = {"problems": ",".join(goal.problems), "rivals": "torch", "dtypes": goal.dtype, "json": file}
             given |= {"threads": self.threads, "seconds": self.seconds}
             run = Path(__file__).with_name("run.py")
-            command = [sys.executable, run, *(f"--{name}={value}" for name, value in given.items())]
+            command = [sys.executable, str(run), *(f"--{name}={value}" for name, value in given.items())]
             done = subprocess.run(command, env=os.environ | AVX2, capture_output=True, text=True)
             if done.returncode:
                 raise NotMeasurable(f"held to AVX2 it ends with {(done.stderr.splitlines() or ['nothing said'])[-1]}")

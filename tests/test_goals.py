@@ -6,9 +6,11 @@ import json
 import math
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from contender import Plain
 
@@ -74,6 +76,13 @@ def test_suite_compares_with_the_best_peer(run: Any) -> None:
     assert list(suite.entries[suite.case(wanted[4], "decode512")]["rivals"]) == ["harken"]  # peers are not needed
     assert "torch is not installed" in rows[5]["reason"]
 
+    wanted = [goals.Goal(name, goals.TORCH, 1.0, ("tiny",), precision=name) for name in ("highest", "high")]
+    suite, rows = judged(run, wanted, [Plain(name="torch"), Plain(lambda out: out * np.float32(1 + 1e-4), "harken")])
+    assert [row["verdict"] == "missed" and "harken is wrong" in row.get("reason", "") for row in rows] == [True, False]
+    assert [entry["problem"]["precision"] for entry in suite.entries.values()] == ["high", "highest"]
+    problem = replace(run.problems.PROBLEMS["tiny"], precision="high")
+    assert harken_.prepare(problem, "float32", *problem.inputs("float32"), 1).keywords == {"precision": "high"}
+
     wanted = [goals.Goal("spoilt", goals.PEER, 1.0, ("tiny",))]
     _, rows = judged(run, wanted, [Plain(), Plain(lambda out: out * 2, "harken")])
     assert rows[0]["verdict"] == "missed"
@@ -109,18 +118,35 @@ def test_held_to_avx2_is_a_process_of_its_own(run: Any, monkeypatch: pytest.Monk
     assert (rows[0]["verdict"], rows[0]["value"]) == ("reached", 1.25)
 
 
-def test_harken_beside_itself(run: Any) -> None:
+def test_harken_beside_itself(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Any, Any]] = []
+
+    def beside(one: Any, other: Any, seconds: float) -> tuple[float, float]:
+        seen.append(tuple(getattr(call, "keywords", {}) for call in (one, other)))
+        return 2.0, 2e-3
+
+    monkeypatch.setattr(run.suite, "beside", beside)
     goals = run.goals
     wanted = [
         goals.Goal("call", goals.CALL, 1e3),
         goals.Goal("out", goals.CALL_OUT, 1e3),
         goals.Goal("cold", goals.COLD, 1e3, ("seed",)),
-        goals.Goal("causal", goals.CAUSAL, 1.05, ("causal128",)),
-        goals.Goal("threads", goals.THREADS, 0.05, ("seed", "bert512")),
+        goals.Goal("causal", goals.CAUSAL, 2.0, ("causal128",)),
+        goals.Goal("threads", goals.THREADS, 2.0, ("seed", "whisper")),
     ]
     _, rows = judged(run, wanted, [])
+    assert [x["causal"] for x in seen[0]] == [False, True]
     if run.machine.cpus() < 2:
         assert "one CPU" in rows.pop()["reason"]
     else:
-        assert list(rows[-1]["by"]) == ["bert512"]  # seed takes less than 1 ms
+        assert [x["threads"] for x in seen[1]] == [1, 2]
+        assert list(rows[-1]["by"]) == ["whisper"]  # seed takes less than 1 ms
     assert [row["verdict"] for row in rows] == ["reached"] * len(rows)
+    assert [*rows[0]["by"], *rows[1]["by"]] == ["harken.attention(q, k, v)", "harken.attention(q, k, v, out=out)"]
+    assert 0 < rows[0]["value"] < 1e3
+
+
+def test_beside_is_the_first_over_the_second(run: Any) -> None:
+    ratio, seconds = run.suite.beside(lambda: time.sleep(0.03), lambda: time.sleep(0.003), 0.01)
+    assert ratio > 2
+    assert seconds >= 0.003
