@@ -17,9 +17,9 @@ What makes it a comparison:
   process is left alone until no thread of it spins any more, then one untimed sample wakes up the one whose turn it is.
 - Time: the median of the samples, ± half the distance between their quartiles. Ratio: the median over the rounds of
   the rival's time by harken's in the same round. Error: relative Frobenius distance to the float64 result.
-- The peak of a problem is what bounds it, on as many threads, and takes its turn with the rivals: multiply-adds in
-  the problem's type on harken's instruction set, tile products where harken uses AMX, for decoding a plain read of the
-  same keys and values. It is named; a rival that uses other instructions may be above it.
+- The peak of a problem is what bounds it, on as many threads, and takes its turn with the rivals: multiply-adds of
+  harken's instruction set in the type that it computes in, tile products for 16-bit types where it uses AMX, for
+  decoding a plain read of the same keys and values. It is named; who uses other instructions may be above it.
 - GFLOP/s are 4 B Hq Lq Lk D / t, half for causal problems; GB/s, for decoding, count q, k, v and the result once.
 - Hot inputs: each call reads the arrays of the call before it. Those of decode4k and decode8x1k exceed the L2 cache.
 - A machine that has other things to do measures these: it is said how much of its time went elsewhere.
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{100 * report['others']:.0f} % of the machine's CPU time went to others during this run")
     if report["others"] > machine.QUIET:
         print("NOT A QUIET MACHINE: do not believe these figures")
-    if options.chart and report.get("summary"):
+    if options.chart and report["summary"]:
         importlib.import_module("chart").draw(options.chart, report)
     return 0
 
@@ -173,6 +173,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample and all about the machine")
     parser.add_argument("--chart", type=Path, metavar="FILE", help="draw the ratios (.png, .svg, .pdf)")
     options = parser.parse_args(argv)
+    if options.chart and options.mode != "problems":
+        parser.error("a chart is drawn of problems, not of --suite and --calibrate")
     options.dtypes = options.dtypes or list(problems.DTYPES if options.mode == "calibrate" else problems.DTYPES[:1])
     options.seconds = options.seconds or SECONDS[options.mode]
     options.threads = 1 if options.mode == "calibrate" else options.threads

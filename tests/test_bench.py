@@ -63,11 +63,16 @@ def flops(problem: dict[str, int]) -> int:
     return 4 * problem["B"] * problem["Hq"] * problem["Lq"] * problem["Lk"] * problem["D"]
 
 
-def test_unknown_names_end_with_the_known_ones() -> None:
-    command = [sys.executable, BENCH / "run.py", "--problems", "bert"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2
-    assert "bert: choose from seed, tiny, bert128" in done.stderr
+def test_wrong_options_end_with_the_reason(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    reasons = {
+        "--problems bert": "bert: choose from seed, tiny, bert128",
+        "--suite abacus": "invalid choice: 'abacus'",
+        "--suite goals --chart out.png": "a chart is drawn of problems",
+    }
+    for options, reason in reasons.items():
+        with pytest.raises(SystemExit, match="2"):
+            run.main(options.split())
+        assert reason in capsys.readouterr().err
 
 
 def test_right_result_gets_a_time(run: Any) -> None:
@@ -241,6 +246,13 @@ def test_errors_stand_beside_numpys(run: Any) -> None:
     problem = run.problems.PROBLEMS["tiny"].__dict__
     entry = {"problem": problem, "dtype": "float32", "kind": "latency", "peak": {"reason": "no"}, "rivals": given}
     assert "error 3.0e-07 = 1.50 NumPy's" in run.lines(entry | {"others": 0.0})[2]
+
+
+def test_the_time_of_children_is_not_that_of_others(run: Any) -> None:
+    clocks = run.machine.Quiet().clocks
+    before = clocks()
+    subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.5: pass"], check=True)
+    assert clocks()[1] - before[1] > 0.45
 
 
 # --- the chart ---

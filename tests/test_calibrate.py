@@ -75,7 +75,7 @@ def test_cliffs_are_found(run: Any) -> None:
     assert cliffs.cliffs(rough) == {}
     peak = [x * (1.25 if i == 12 else 1) for i, x in enumerate(smooth)]
     assert list(cliffs.cliffs(peak)) == [12]
-    step = [x * (1.25 if i >= 12 else 1) for i, x in enumerate(smooth)]
+    step = [x * (1.18 if i >= 12 else 1) for i, x in enumerate(smooth)]
     assert 12 in cliffs.cliffs(step)
     assert all(12 <= i <= 14 for i in cliffs.cliffs(step))
     made = {"dtype": "float32", "D": 64, "lengths": [1, 2, 3, 4], "gflops": [4.0] * 4}

@@ -55,7 +55,7 @@ def test_suite_compares_with_the_best_peer(run: Any) -> None:
     goals, harken_ = run.goals, run.rivals.everyone()["harken"]
 
     def late(out: Any) -> Any:
-        time.sleep(0.01)
+        time.sleep(0.003)
         return out
 
     wanted = [
