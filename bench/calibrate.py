@@ -18,7 +18,7 @@ from problems import Problem
 Point = dict[str, Any]
 Told = Callable[[str], None]
 
-KNOWN = ("tiled", "decode", "short", "matrix")  # asked for where the compiled module has no list of its forms
+KNOWN = ("tiled", "decode", "brief", "matrix")  # asked for where the compiled module has no list of its forms
 ROUNDS = 5
 SLACK = 0.05  # the share of the fastest form's time that a choice may lose
 EQUAL = 1.02  # forms as close as this are equals: a crossover is not between them
