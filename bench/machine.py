@@ -19,6 +19,12 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def cache() -> int:
+    """Bytes of the largest cache."""
+    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    return max((int(size.rstrip("K")) << 10 for size in sizes if size.endswith("K")), default=32 << 20)
+
+
 def describe() -> dict[str, Any]:
     info = {}
     if (path := Path("/proc/cpuinfo")).exists():
@@ -45,12 +51,13 @@ class Quiet:
         self.start = self.clocks()
 
     def clocks(self) -> tuple[float, float, float]:
-        """Seconds since whenever: CPU time spent on this machine, that of this process, time on the wall."""
+        """Seconds since whenever: CPU time spent on this machine, that of ours alone, time on the wall."""
         busy = 0.0
         if (path := Path("/proc/stat")).exists():
             user, nice, system, _, _, irq, softirq, steal = map(int, path.read_text().split("\n")[0].split()[1:9])
             busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-        return busy, time.process_time(), time.perf_counter()
+        ours = time.process_time() + sum(os.times()[2:4])  # and the processes that this one has waited for
+        return busy, ours, time.perf_counter()
 
     def others(self) -> float:
         """The share of the machine's CPU time that went elsewhere."""

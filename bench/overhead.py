@@ -25,6 +25,23 @@ import harken
 PAUSE = 0.05
 
 
+def calls() -> dict[str, Callable[[], Any]]:
+    """The calls of (1, 1, 1, 8) that are compared."""
+    q, k, v = (np.random.default_rng(i).standard_normal((1, 1, 1, 8), np.float32) for i in range(3))
+    out = np.empty_like(q)
+    return {
+        "nothing": lambda: None,
+        "id(q)": lambda: id(q),
+        "np.empty_like(q)": lambda: np.empty_like(q),
+        "np.add(q, k)": lambda: np.add(q, k),
+        "np.add(q, k, out=out)": lambda: np.add(q, k, out=out),
+        "np.matmul(q, v.mT)": lambda: np.matmul(q, v.mT),
+        "harken.attention(q, k, v)": lambda: harken.attention(q, k, v),
+        "harken.attention(q, k, v, out=out)": lambda: harken.attention(q, k, v, out=out),
+        "harken.attention(q, k, v, causal=True)": lambda: harken.attention(q, k, v, causal=True),
+    }
+
+
 def hot(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
     """Seconds a call: the medians of many runs of about 5 ms, taken in turns."""
     timers = {text: timeit.Timer(call) for text, call in calls.items()}
@@ -49,20 +66,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=40, metavar="N", help="medians of N (default: %(default)s)")
     repeats = parser.parse_args().repeats
 
-    q, k, v = (np.random.default_rng(i).standard_normal((1, 1, 1, 8), np.float32) for i in range(3))
-    out = np.empty_like(q)
-    calls: dict[str, Callable[[], Any]] = {
-        "nothing": lambda: None,
-        "id(q)": lambda: id(q),
-        "np.empty_like(q)": lambda: np.empty_like(q),
-        "np.add(q, k)": lambda: np.add(q, k),
-        "np.add(q, k, out=out)": lambda: np.add(q, k, out=out),
-        "np.matmul(q, v.mT)": lambda: np.matmul(q, v.mT),
-        "harken.attention(q, k, v)": lambda: harken.attention(q, k, v),
-        "harken.attention(q, k, v, out=out)": lambda: harken.attention(q, k, v, out=out),
-        "harken.attention(q, k, v, causal=True)": lambda: harken.attention(q, k, v, causal=True),
-    }
-    times = hot(calls, repeats)
+    times = hot(calls(), repeats)
     nothing = times.pop("nothing")
     print("hot, (1, 1, 1, 8) float32, less the loop and the lambda around the call")
     for text, seconds in times.items():

@@ -24,6 +24,7 @@ class Problem:
     Lk: int
     D: int
     causal: bool = False
+    precision: str = "highest"  # what harken may round the products to; its peers compute as they do
 
     @property
     def group(self) -> int:
@@ -77,3 +78,9 @@ PROBLEMS = {
         Problem("decode512", "stream", 1, 12, 12,   1,  512,  64),
     )
 }  # fmt: skip
+
+# Decoding with 1 to 8 rows, queries x heads of a group, that share the keys: 34 MB of them in float32.
+ROWS = {
+    problem.name: problem
+    for problem in (Problem(f"rows{rows}", "stream", 1, 8 * rows, 8, 1, 4096, 128) for rows in (1, 2, 4, 8))
+}

@@ -27,17 +27,26 @@ def rate(entry: Entry, result: dict[str, Any]) -> str:
     return f"{result['gbytes']:6.1f} GB/s   " if entry["kind"] == "stream" else f"{result['gflops']:6.1f} GFLOP/s"
 
 
+def figure(peak: dict[str, Any]) -> str:
+    """A peak in words, or why there is none."""
+    return f"{peak['rate']:.1f} {peak['unit']}" if "rate" in peak else f"none: {peak['reason']}"
+
+
 def lines(entry: Entry) -> list[str]:
     """The table of one problem."""
-    rows = [title(entry)]
+    rows = [title(entry), f"  {'the peak':<12}{figure(entry['peak'])}  {entry['peak'].get('name', '')}".rstrip()]
     if entry["others"] > machine.QUIET:
         rows.append(f"  not quiet: {100 * entry['others']:.0f} % of the machine's CPU time went to others")
+    plain = entry["rivals"].get("numpy", {}).get("error", 0.0)
     for name, result in entry["rivals"].items():
         if result["status"] != "ok":
             rows.append(f"  {name:<12}{result['status']}: {result['reason']}")
             continue
-        spread = f"± {100 * result['spread']:2.0f} %"
-        row = f"  {name:<12}{duration(result['seconds'])} {spread}  {rate(entry, result)}   error {result['error']:.1e}"
+        row = f"  {name:<12}{duration(result['seconds'])} ± {100 * result['spread']:2.0f} %  {rate(entry, result)}"
+        row += f"{100 * result['of_peak']:5.0f} % of the peak" if "of_peak" in result else ""
+        row += f"   error {result['error']:.1e}"
+        if plain:
+            row += f" = {result['error'] / plain:4.2f} NumPy's"
         rows.append(row + (f"   harken is {result['ratio']:.2f} x as fast" if "ratio" in result else ""))
     return rows
 

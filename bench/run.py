@@ -4,6 +4,8 @@
     python bench/run.py --problems bert128,decode4k --rivals torch,onnxruntime --dtypes float32,bfloat16
     python bench/run.py --threads 1 --seconds 20 --json out.json --chart out.png
     ATEN_CPU_CAPABILITY=avx2 HARKEN_BACKEND=avx2 python bench/run.py --rivals torch,numpy       both held to AVX2
+    python bench/run.py --suite goals                             every goal of goals.py: reached, or missed by how much
+    python bench/run.py --calibrate [--quick]                     which form of harken's kernels is fastest where
 
 What makes it a comparison:
 
@@ -15,6 +17,9 @@ What makes it a comparison:
   process is left alone until no thread of it spins any more, then one untimed sample wakes up the one whose turn it is.
 - Time: the median of the samples, ± half the distance between their quartiles. Ratio: the median over the rounds of
   the rival's time by harken's in the same round. Error: relative Frobenius distance to the float64 result.
+- The peak of a problem is what bounds it, on as many threads, and takes its turn with the rivals: multiply-adds of
+  harken's instruction set in the type that it computes in, tile products for 16-bit types where it uses AMX, for
+  decoding a plain read of the same keys and values. It is named; who uses other instructions may be above it.
 - GFLOP/s are 4 B Hq Lq Lk D / t, half for causal problems; GB/s, for decoding, count q, k, v and the result once.
 - Hot inputs: each call reads the arrays of the call before it. Those of decode4k and decode8x1k exceed the L2 cache.
 - A machine that has other things to do measures these: it is said how much of its time went elsewhere.
@@ -28,20 +33,23 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import calibrate
+import goals
 import machine
+import peaks
+import problems
 import rivals
+import suite
 import timing
-import truth
-from problems import DTYPES, PROBLEMS, Problem
-from report import Entry, lines, summarize, summary_lines
-from rivals import Call, Rival
+from contest import Progress, compare, load
+from report import figure, lines, summarize, summary_lines
+from rivals import Rival
 
-Progress = Callable[[str], None]
+SECONDS = {"problems": 5.0, "goals": 1.0, "calibrate": 0.012}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +57,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.backend:
         os.environ["HARKEN_BACKEND"] = options.backend
     quiet = machine.Quiet()
-    loaded, versions, missing = load(options.rivals, options.threads)
+    loaded, report = begin(options)
+
+    def save() -> None:
+        report["others"] = quiet.others()
+        if options.json:
+            options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+    modes = {"problems": measure_problems, "goals": measure_goals, "calibrate": measure_forms}
+    modes[options.mode](options, loaded, report, save)
+    save()
+    print(f"{100 * report['others']:.0f} % of the machine's CPU time went to others during this run")
+    if report["others"] > machine.QUIET:
+        print("NOT A QUIET MACHINE: do not believe these figures")
+    if options.chart and report["summary"]:
+        importlib.import_module("chart").draw(options.chart, report)
+    return 0
+
+
+def begin(options: argparse.Namespace) -> tuple[list[Rival], dict[str, Any]]:
+    """Everybody who takes part, and where: the head of the report."""
+    loaded, versions, missing = load([] if options.mode == "calibrate" else options.rivals, options.threads)
     report: dict[str, Any] = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine.describe(),
@@ -58,14 +86,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         "seconds": options.seconds,
         "versions": versions,
         "missing": missing,
-        "results": [],
-        "summary": {},
+        "peaks": survey(options.threads),
     }
     print(f"{report['machine']['cpu']}, {options.threads} of {machine.cpus()} CPUs")
     print("\n".join(f"  {name:<12}{version}" for name, version in versions.items()))
-    print("".join(f"  {name:<12}not there: {reason}\n" for name, reason in missing.items()))
+    print("".join(f"  {name:<12}not there: {reason}\n" for name, reason in missing.items()), end="")
+    for name, peak in report["peaks"].items():
+        print(f"  {'peak':<12}{name}  {figure(peak)}")
+    print(flush=True)
+    return loaded, report
 
-    tasks = [(PROBLEMS[name], dtype) for dtype in options.dtypes for name in options.problems]
+
+def survey(threads: int) -> dict[str, dict[str, Any]]:
+    """The peaks of this machine, beside each other."""
+    import harken
+
+    try:
+        found = peaks.survey(threads, harken.get_backend())
+    except peaks.Unknown as reason:
+        return {"is not known": {"reason": str(reason)}}
+    rounds = timing.interleave({name: peak.call for name, peak in found.items()}, 0.5, lambda text: None)
+    return {name: {"rate": found[name].rate(timing.middle(x)), "unit": found[name].unit} for name, x in rounds.items()}
+
+
+def measure_problems(options: argparse.Namespace, loaded: Sequence[Rival], report: dict[str, Any], save: Any) -> None:
+    report |= {"results": [], "summary": {}}
+    known = problems.PROBLEMS | problems.ROWS
+    tasks = [(known[name], dtype) for dtype in options.dtypes for name in options.problems]
     for i, (problem, dtype) in enumerate(tasks):
         progress = teller(f"[{i + 1}/{len(tasks)}] {problem.name} {dtype}")
         meanwhile = machine.Quiet()
@@ -74,16 +121,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         progress("")
         print("\n".join(lines(report["results"][-1])), end="\n\n", flush=True)
         report["summary"] = summarize(report["results"])
-        report["others"] = quiet.others()
-        if options.json:
-            options.json.write_text(json.dumps(report, indent=1) + "\n")
+        save()
     print("\n".join(summary_lines(report["summary"])))
-    print(f"{100 * report['others']:.0f} % of the machine's CPU time went to others during this run")
-    if report["others"] > machine.QUIET:
-        print("NOT A QUIET MACHINE: do not believe these figures")
-    if options.chart and report["summary"]:
-        importlib.import_module("chart").draw(options.chart, report)
-    return 0
+
+
+def measure_goals(options: argparse.Namespace, loaded: Sequence[Rival], report: dict[str, Any], save: Any) -> None:
+    measured = suite.Suite(goals.GOALS, loaded, options.threads, options.seconds, tell)
+    report |= {"goals": [], "results": []}
+    for row in measured.rows():
+        report["goals"].append(row)
+        report["results"] = list(measured.entries.values())
+        print(goals.line(row), flush=True)
+        save()
+    verdicts = [row["verdict"] for row in report["goals"]]
+    print(", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(sorted(verdicts))))
+
+
+def measure_forms(options: argparse.Namespace, loaded: Sequence[Rival], report: dict[str, Any], save: Any) -> None:
+    sizes = calibrate.QUICK if options.quick else calibrate.SIZES
+    report |= {"points": [], "cliffs": []}
+    calibrate.run(sizes, options.dtypes, options.seconds, report, tell)
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -97,69 +154,35 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     everyone = list(rivals.everyone())
-    parser.add_argument("--problems", type=names(list(PROBLEMS)), default=list(PROBLEMS), metavar="A,B")
+    known = [*problems.PROBLEMS, *problems.ROWS]
+    dtypes = f"{', '.join(problems.DTYPES)}; default: float32, with --calibrate all"
+    seconds = ", ".join(f"{mode} {value}" for mode, value in SECONDS.items())
+    parser.add_argument("--suite", dest="mode", choices=["goals"], default="problems", help="is each goal reached?")
+    parser.add_argument(
+        "--calibrate", dest="mode", action="store_const", const="calibrate", help="harken's own choices"
+    )
+    parser.add_argument("--quick", action="store_true", help="with --calibrate: a few points, to see that it works")
+    parser.add_argument(
+        "--problems", type=names(known), default=list(problems.PROBLEMS), metavar="A,B", help=", ".join(known)
+    )
     parser.add_argument("--rivals", type=names(everyone), default=everyone, metavar="A,B", help=", ".join(everyone))
-    parser.add_argument("--dtypes", type=names(DTYPES), default=["float32"], metavar="A,B", help=", ".join(DTYPES))
+    parser.add_argument("--dtypes", type=names(problems.DTYPES), metavar="A,B", help=dtypes)
     parser.add_argument("--threads", type=int, default=machine.cpus(), metavar="N", help="default: all (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="a problem, about (%(default)s)")
+    parser.add_argument("--seconds", type=float, metavar="S", help=f"a comparison, about; default: {seconds}")
     parser.add_argument("--backend", metavar="NAME", help="force harken's backend, as HARKEN_BACKEND does")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample and all about the machine")
     parser.add_argument("--chart", type=Path, metavar="FILE", help="draw the ratios (.png, .svg, .pdf)")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.chart and options.mode != "problems":
+        parser.error("a chart is drawn of problems, not of --suite and --calibrate")
+    options.dtypes = options.dtypes or list(problems.DTYPES if options.mode == "calibrate" else problems.DTYPES[:1])
+    options.seconds = options.seconds or SECONDS[options.mode]
+    options.threads = 1 if options.mode == "calibrate" else options.threads
+    return options
 
 
-def load(names: Sequence[str], threads: int) -> tuple[list[Rival], dict[str, str], dict[str, str]]:
-    """Those of the named rivals, and harken, that are installed; their versions; why the others are not there."""
-    loaded, versions, missing = [], {}, {}
-    for name, rival in rivals.everyone().items():
-        if name in names or name == "harken":
-            try:
-                versions[name] = rival.load(threads)
-                loaded.append(rival)
-            except ImportError as reason:
-                missing[name] = str(reason)
-    return loaded, versions, missing
-
-
-def compare(
-    problem: Problem, dtype: str, contenders: Sequence[Rival], threads: int, seconds: float, progress: Progress
-) -> Entry:
-    """Check everybody on one problem, then time those who are right."""
-    progress("computing in float64")
-    q, k, v = problem.inputs(dtype)
-    right = truth.attend64(problem, q, k, v)
-    results: dict[str, dict[str, Any]] = {}
-    calls: dict[str, Call] = {}
-    for rival in contenders:
-        progress(f"checking {rival.name}")
-        if dtype not in rival.dtypes:
-            results[rival.name] = {"status": "absent", "reason": f"no {dtype}"}
-            continue
-        try:
-            call = rival.prepare(problem, dtype, q, k, v, threads)
-            if call is None:
-                results[rival.name] = {"status": "absent", "reason": "no such attention"}
-                continue
-            result = rival.to_numpy(call())
-        except Exception as reason:  # whatever a library throws: it has no time, the others have
-            results[rival.name] = {"status": "failed", "reason": f"{type(reason).__name__}: {reason}".splitlines()[0]}
-            continue
-        if why := truth.wrong(result, right, dtype):
-            results[rival.name] = {"status": "wrong", "reason": why}
-            continue
-        results[rival.name] = {"status": "ok", "error": truth.error(result, right)}
-        calls[rival.name] = call
-
-    del right
-    rounds = timing.interleave(calls, seconds, progress)
-    for name, samples in rounds.items():
-        t = timing.middle(samples)
-        rates = {"gflops": problem.flops / t / 1e9, "gbytes": problem.bytes(dtype) / t / 1e9}
-        results[name] |= {"seconds": t, "spread": timing.spread(samples), **rates, "samples": samples}
-        if name != "harken" and "harken" in rounds:
-            results[name]["ratio"] = timing.ratio(samples, rounds["harken"])
-    ordered = {name: results[name] for name in sorted(results, key=lambda name: name != "harken")}
-    return {"problem": asdict(problem), "dtype": dtype, "kind": problem.kind, "rivals": ordered}
+def tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def teller(prefix: str) -> Progress:

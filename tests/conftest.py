@@ -1,13 +1,15 @@
-"""What every test may ask for: each backend of this machine, each storage type."""
+"""What every test may ask for: each backend of this machine, each storage type, the bench's runner."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from compare import DTYPES, forced
+from contender import BENCH
 
 import harken
 
@@ -23,3 +25,16 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 def dtype(request: pytest.FixtureRequest) -> np.dtype[Any]:
     """One of the four storage types."""
     return DTYPES[request.param]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The bench's runner as a module, its others beside it; gone again after the test."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    before = set(sys.modules)
+    import run
+
+    yield run
+    for name in set(sys.modules) - before:
+        if str(BENCH) in str(getattr(sys.modules[name], "__file__", None)):
+            del sys.modules[name]

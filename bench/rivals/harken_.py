@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 from problems import Array, Problem
@@ -23,9 +24,10 @@ def load(threads: int) -> str:
 def prepare(problem: Problem, dtype: str, q: Array, k: Array, v: Array, threads: int) -> Call:
     import harken
 
-    if problem.causal:
-        return partial(harken.attention, q, k, v, causal=True)
-    return partial(harken.attention, q, k, v)
+    options: dict[str, Any] = {"causal": True} if problem.causal else {}
+    if problem.precision != "highest":
+        options["precision"] = problem.precision
+    return partial(harken.attention, q, k, v, **options)
 
 
 def to_numpy(result: Array) -> Array:
