@@ -22,19 +22,20 @@ struct DecodeWorkspace {
 // Up to four rows of a task with their state; row r has the lanes r * keys .. (r + 1) * keys - 1.
 template <class T>
 struct DecodeRows {
-  int r0, count;     // rows of the task; 4, 2 or 1
+  int r0, last;      // rows of the task
+  int count;         // registers' rows: 4, 2 or 1. Three rows are four, the last one twice, and it is left once
   T *Q, *O;          // [count][D], [count][Dv], D and Dv rounded up to registers
   T *m, *l, *limit;  // [lanes], alike in all lanes of a row; l: [count][lanes], one sum for each residue of the key
 };
 
 // Bias or mask for the scores of a group, as they lie in S.
 template <class T, int R>
-inline void gather(const Problem& p, const Head<T>* heads, Matrix Head<T>::* which, int r0, int64_t k0, int n, T* to,
-                   T* row) {
+inline void gather(const Problem& p, const Head<T>* heads, Matrix Head<T>::* which, const DecodeRows<T>& rows,
+                   int64_t k0, int n, T* to, T* row) {
   constexpr int keys = keys_in<T, R>;
   for (int r = 0; r < R; ++r) {
-    const Matrix& M = heads[(r0 + r) / p.Lq].*which;
-    read_row(M, (r0 + r) % p.Lq, k0, n, row);
+    const int64_t of_task = least(rows.r0 + r, rows.last);
+    read_row(heads[of_task / p.Lq].*which, of_task % p.Lq, k0, n, row);
     for (int k = 0; k < up(n, keys); ++k) to[k / keys * lanes<T> + r * keys + k % keys] = k < n ? row[k] : T(0);
   }
 }
@@ -77,7 +78,7 @@ inline void absorb_rows(const Problem& p, const Head<T>* heads, const DecodeWork
   bool edge = at.n % keys != 0;
   alignas(64) T key[lanes<T>], position[lanes<T>], first[lanes<T>], end[lanes<T>], slope[lanes<T>], top[lanes<T>];
   for (int lane = 0; lane < lanes<T>; ++lane) {
-    int r = rows.r0 + lane / keys;
+    const int64_t r = least(rows.r0 + lane / keys, rows.last);
     const Head<T>& head = heads[r / p.Lq];
     Interval of = seen(head.sight, r % p.Lq);
     edge |= of.first > at.k0 || of.end < at.k0 + at.n;
@@ -93,11 +94,11 @@ inline void absorb_rows(const Problem& p, const Head<T>* heads, const DecodeWork
 
   scores_of_rows<T, E, R>(at.K, at.K_step, at.n, rows.Q, at.D, work.S, next_V);
   if (by.bias) {
-    gather<T, R>(p, heads, &Head<T>::bias, rows.r0, at.k0, at.n, work.bias, work.row);
+    gather<T, R>(p, heads, &Head<T>::bias, rows, at.k0, at.n, work.bias, work.row);
     tile.bias = work.bias;
   }
   if (masked) {
-    gather<T, R>(p, heads, &Head<T>::mask, rows.r0, at.k0, at.n, work.mask, work.row);
+    gather<T, R>(p, heads, &Head<T>::mask, rows, at.k0, at.n, work.mask, work.row);
     tile.mask = work.mask;
   }
   if (by.any()) modify(tile, all, by);
@@ -192,7 +193,7 @@ inline bool absorb_stored(const Problem& p, const Task& task, const Head<T>* hea
 }
 
 inline int rows_of_group(int64_t left, int most_rows) {
-  int count = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+  int count = left >= 3 ? 4 : left == 2 ? 2 : 1;
   return count < most_rows ? count : most_rows;
 }
 
@@ -228,6 +229,7 @@ inline int64_t set_up(const Problem& p, char* from, DecodeSpace<T>& space) {
     DecodeRows<T> group;
     group.r0 = int(r);
     group.count = rows_of_group(rows - r, lanes<T> >= 4 ? 4 : 2);
+    group.last = int(least(rows, r + group.count) - 1);
     group.Q = array(group.count * D);
     group.O = array(group.count * Dv);
     T** states[] = {&group.m, &group.l, &group.limit};
@@ -243,9 +245,10 @@ template <class T>
 inline void start(const Problem& p, const Head<T>* heads, const DecodeRows<T>& rows) {
   const int64_t D = up(p.D, lanes<T>), Dv = up(p.Dv, lanes<T>);
   for (int r = 0; r < rows.count; ++r) {
-    const Head<T>& head = heads[(rows.r0 + r) / p.Lq];
+    const int64_t of_task = least(rows.r0 + r, rows.last);
+    const Head<T>& head = heads[of_task / p.Lq];
     T* q = rows.Q + r * D;
-    compact(head.Q, (rows.r0 + r) % p.Lq, 1, p.D, D, head.cosine, q);
+    compact(head.Q, of_task % p.Lq, 1, p.D, D, head.cosine, q);
     for (int64_t d = 0; d < D; d += lanes<T>) put(q + d, take(q + d) * fill(T(head.scale)));
   }
   for (int64_t d = 0; d < rows.count * Dv; d += lanes<T>) put(rows.O + d, Lanes<T>{});
@@ -259,7 +262,7 @@ inline void finish(const Problem& p, const Plan& plan, const Task& task, const H
                    const DecodeRows<T>& rows) {
   const int64_t Dv = up(p.Dv, lanes<T>);
   const int keys = lanes<T> / rows.count;
-  for (int r = 0; r < rows.count; ++r) {
+  for (int r = 0; r < rows.count && rows.r0 + r <= rows.last; ++r) {
     int64_t row = rows.r0 + r, i = row % p.Lq;
     const Head<T>& head = heads[row / p.Lq];
     T m = rows.m[r * keys], l = 0;
