@@ -18,6 +18,7 @@ constexpr int64_t decode_queries_narrow = 8;  // ... or up to here below 64 chan
 constexpr int64_t decode_range = 512;         // keys: a range of 128 channels in float32 is 0.5 MB, 20 us of reading
 constexpr int64_t tiled_range = 4096;
 constexpr int64_t most_partial_bytes = 16 << 20;
+constexpr int64_t most_brief_keys = 1024;
 constexpr int64_t few_tiles = 4;  // of one head
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -48,6 +49,7 @@ struct Choice {
 bool able(Form form, const Problem& p) {
   switch (form) {
     case Form::tiled: return true;
+    case Form::brief: return !p.weights.data && p.Lk <= most_brief_keys;
     case Form::decode: return !p.weights.data;
   }
   return false;
@@ -88,7 +90,7 @@ Plan cut(const Problem& p, const Backend& backend, int asked) {
   plan.why_form = choice.why;
   const bool decode = plan.form == Form::decode;
   plan.heads = decode ? p.Hkv : p.Hq;
-  plan.key_block = decode ? decode_block : tiled_block;
+  plan.key_block = decode ? decode_block : plan.form == Form::brief ? p.Lk : tiled_block;
   plan.tile_rows = decode ? p.Lq : p.Lq < task_queries ? p.Lq : task_queries;
   plan.tiles = plan.tile_rows == 0 ? 0 : divide_up(p.Lq, plan.tile_rows);
 

@@ -13,6 +13,7 @@ struct Backend;
 // What a kernel is made like.
 #define HARKEN_FORMS(X)                                                   \
   X(tiled)  /* queries in lanes: tiles of queries against blocks of keys */ \
+  X(brief)  /* queries in lanes, then channels: all keys of a query at once, no running maximum */ \
   X(decode) /* channels in lanes: few queries, every key read once */
 
 enum class Form : int32_t {

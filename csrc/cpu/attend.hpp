@@ -84,13 +84,16 @@ inline bool for_blocks(const Plan& plan, const Head<T>& head, const Task& task, 
   return true;
 }
 
+// only: which rows to write; null: all.
 template <class T>
-inline void finish_tile(const Problem& p, const Head<T>& head, Workspace<T>& work, const Queries<T>& q) {
+inline void finish_tile(const Problem& p, const Head<T>& head, Workspace<T>& work, const Queries<T>& q,
+                        const bool* only) {
   for (int64_t c = 0; c < q.width; c += lanes<T>) {
     int64_t i = q.i0 + c, n = least(lanes<T>, q.i0 + q.n - i);
     Lanes<T> l = take(q.l + c), factor = l == Lanes<T>{} ? Lanes<T>{} : T(1) / l;
     if (head.has_sink || head.lse.data)
       for (int64_t r = 0; r < n; ++r) {
+        if (only && !only[c + r]) continue;
         double m = q.m[c + r], sum = q.l[c + r], a = 1;
         if (head.has_sink) {
           a = add_sink(m, sum, head.sink);
@@ -99,11 +102,12 @@ inline void finish_tile(const Problem& p, const Head<T>& head, Workspace<T>& wor
         write_lse(head.lse, i + r, log_sum(m, sum));
       }
     put(work.subtract + c, factor);  // weigh() takes it from here
-    if (plain<T>(head.out, type_of<T>)) {
+    if (!only && plain<T>(head.out, type_of<T>)) {
       write_transposed(q.O + c, q.width, p.Dv, factor, n, (T*)head.out.at(i, 0), head.out.row / int64_t(sizeof(T)));
     } else {
       write_transposed(q.O + c, q.width, p.Dv, factor, n, work.rows, work.row_step);
-      for (int64_t r = 0; r < n; ++r) write_row(head.out, i + r, 0, p.Dv, work.rows + r * work.row_step);
+      for (int64_t r = 0; r < n; ++r)
+        if (!only || only[c + r]) write_row(head.out, i + r, 0, p.Dv, work.rows + r * work.row_step);
     }
   }
 }
@@ -152,10 +156,10 @@ inline void weigh(const Problem& p, const Head<T>& head, Workspace<T>& work, con
 
 // --- the page ---
 
+// only: which rows of the first tile are asked for; null: all of every tile.
 template <class T>
-inline void attend_tiled(const Problem& p, const Plan& plan, int64_t index, char* scratch) {
-  Task task = task_at(p, plan, index);
-  Head<T> head = head_at<T>(p, task.b, task.h);
+inline void attend_queries(const Problem& p, const Plan& plan, const Head<T>& head, const Task& task, char* scratch,
+                           const bool* only) {
   Workspace<T> work;
   set_up(p, plan, scratch, work);
   int64_t i1 = most(task.q0, least(task.q1, head.queries));
@@ -188,16 +192,22 @@ inline void attend_tiled(const Problem& p, const Plan& plan, int64_t index, char
   for (int t = 0; t < tiles; ++t) {
     const Queries<T>& q = work.queries[t];
     if (split) {
-      leave_partial(p, partial_at<T>(p, plan, index), q, q.i0 - task.q0);
+      leave_partial(p, partial_at<T>(p, plan, task.index), q, q.i0 - task.q0);
       continue;
     }
-    finish_tile(p, head, work, q);
+    finish_tile(p, head, work, q, only);
     if (!head.weights.data) continue;
     for_blocks(plan, head, task, i1, [&](int64_t k0, int64_t k1) {
       weigh(p, head, work, q, near(head.K, k0, k1, p.D, p.D, head.cosine, work.K), k0, k1);
     });
   }
   if (!split) blank_rows(p, head, i1, task.q1, work.rows);
+}
+
+template <class T>
+inline void attend_tiled(const Problem& p, const Plan& plan, int64_t index, char* scratch) {
+  Task task = task_at(p, plan, index);
+  attend_queries(p, plan, head_at<T>(p, task.b, task.h), task, scratch, nullptr);
 }
 
 }  // namespace

@@ -114,6 +114,13 @@ HARKEN_INLINE F exp2(F x) {
   return (F)((Words)p + ((Words)t << mantissa));
 }
 
+// The same for x of any size: infinity where 2^x is. The sum of exponents above would come round to a small number.
+template <class F>
+HARKEN_INLINE F exp2_of_any(F x) {
+  constexpr Number<F> most = sizeof(Number<F>) == 4 ? 128 : 1024;
+  return exp2(most < x ? fill(most) : x);
+}
+
 // 2^x - 1 without cancellation near 0, |x| <= 100: 2^n (2^f - 1) + (2^n - 1), with 2^f - 1 as its Taylor series.
 template <class F>
 HARKEN_INLINE F exp2_less_one(F x) {

@@ -6,6 +6,7 @@
 
 #include HARKEN_ISA_HEADER
 
+#include "../brief.hpp"
 #include "../decode.hpp"
 
 namespace harken {
@@ -22,8 +23,11 @@ struct FlushedSubnormals {
 template <class T>
 int64_t scratch_in(const Problem& p, const Plan& plan) {
   Workspace<T> work;
-  DecodeSpace<T> space;
-  int64_t bytes = plan.form == Form::decode ? set_up(p, nullptr, space) : set_up(p, plan, nullptr, work);
+  BriefSpace<T> brief;
+  DecodeSpace<T> decode;
+  int64_t bytes = plan.form == Form::decode  ? set_up(p, nullptr, decode)
+                  : plan.form == Form::brief ? set_up(p, plan, nullptr, brief)
+                                             : set_up(p, plan, nullptr, work);
   return most(bytes, up(p.Dv, lanes<T>) * sizeof(T));
 }
 
@@ -33,13 +37,18 @@ int64_t scratch(const Problem& p, const Plan& plan) {
   return in_double(p) ? scratch_in<double>(p, plan) : scratch_in<float>(p, plan);
 }
 
+template <class T>
+void attend_in(const Problem& p, const Plan& plan, int64_t task, char* scratch) {
+  switch (plan.form) {
+    case Form::tiled: return attend_tiled<T>(p, plan, task, scratch);
+    case Form::brief: return attend_brief<T>(p, plan, task, scratch);
+    case Form::decode: return attend_decode<T>(p, plan, task, scratch);
+  }
+}
+
 void attend(const Problem& p, const Plan& plan, int64_t task, char* scratch) {
   FlushedSubnormals mode;
-  if (plan.form == Form::decode) {
-    in_double(p) ? attend_decode<double>(p, plan, task, scratch) : attend_decode<float>(p, plan, task, scratch);
-  } else {
-    in_double(p) ? attend_tiled<double>(p, plan, task, scratch) : attend_tiled<float>(p, plan, task, scratch);
-  }
+  in_double(p) ? attend_in<double>(p, plan, task, scratch) : attend_in<float>(p, plan, task, scratch);
 }
 
 void merge(const Problem& p, const Plan& plan, int64_t tile, char* scratch) {
