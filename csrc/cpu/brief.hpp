@@ -10,6 +10,7 @@
 
 #include "attend.hpp"
 #include "brief_product.hpp"
+#include "coming.hpp"
 
 namespace harken {
 namespace {
@@ -76,6 +77,25 @@ struct Few {
   int64_t first;  // the key of row 0
 };
 
+// The next task of this thread, where a call does not lie in the L2 cache: with tasks that take equally long, the one
+// as many further as there are threads.
+template <class T>
+inline void bring_next(const Problem& p, const Plan& plan, int64_t index, Coming& coming) {
+  const int64_t size = size_of(p.type), heads = p.batches * p.Hq;
+  if (heads * size * (p.Lq + p.Lk) * (p.D + p.Dv) < near_bytes || index + plan.threads >= plan.tasks) return;
+  const Task task = task_at(p, plan, index + plan.threads);
+  const Head<T> head = head_at<T>(p, task.b, task.h);
+  const int64_t i1 = least(task.q1, head.queries), n = i1 - task.q0;
+  const Interval keys = seen(head.sight, task.q0, i1);
+  coming.add(head.K, keys.first, keys.end - keys.first, p.D * size);
+  coming.add(head.Q, task.q0, n, p.D * size);
+  coming.add(head.V, keys.first, keys.end - keys.first, p.Dv * size);
+  coming.add(head.out, task.q0, n, p.Dv * size);
+  const int64_t blocks = (n + columns * lanes<T> - 1) / (columns * lanes<T>), height = rows_for(columns);
+  coming.spread(blocks * ((keys.end - keys.first) / height + 1) +
+                (n / height + 1) * (up(p.Dv, lanes<T>) / lanes<T> + columns - 1) / columns);
+}
+
 // What bias, alibi, softcap and masks make of the scores of a block, and its exponentials.
 template <class T>
 inline void weigh_modified(const Head<T>& head, BriefSpace<T>& space, const Queries<T>& q, const Panels<T>& P,
@@ -114,7 +134,8 @@ inline void weigh_modified(const Head<T>& head, BriefSpace<T>& space, const Quer
 // P and l of a block of queries against all keys that one of them sees, k0 the first.
 template <class T>
 inline void weigh_block(const Problem& p, const Head<T>& head, BriefSpace<T>& space, const Queries<T>& q,
-                        const Few<T>& few, const Panels<T>& Q, const Panels<T>& P, int64_t k0, int64_t k1) {
+                        const Few<T>& few, const Panels<T>& Q, const Panels<T>& P, int64_t k0, int64_t k1,
+                        Coming& coming) {
   for (int64_t c = 0; c < q.columns * lanes<T>; c += lanes<T>) put(space.l + c, Lanes<T>{});
   if (k0 >= k1) return;
   Piece pieces[most_pieces];
@@ -137,7 +158,8 @@ inline void weigh_block(const Problem& p, const Head<T>& head, BriefSpace<T>& sp
     const Bounds<T> bounds = {cut && fused ? space.first + lane : nullptr, space.end + lane};
     weights(few.K.at + (k0 - few.first + at.k0) * few.K.step, few.K.step, at.k1 - at.k0,
             {Q(0, at.c0), Q.width, Q.apart}, at.c1 - at.c0, p.D, {P(at.k0, at.c0), P.width, P.apart},
-            fused ? space.l + lane : nullptr, bounds, at.k0, [] {});
+            fused ? space.l + lane : nullptr, bounds, at.k0,
+            [&] { coming.step(); });
   }
   if (!fused) {
     weigh_modified(head, space, q, P, k0);
@@ -214,7 +236,7 @@ inline bool select_row(const Problem& p, const Head<T>& head, BriefSpace<T>& spa
 // A block of queries.
 template <class T>
 inline void attend_block(const Problem& p, const Plan& plan, const Task& task, const Head<T>& head,
-                         BriefSpace<T>& space, const Queries<T>& q, const Few<T>& few) {
+                         BriefSpace<T>& space, const Queries<T>& q, const Few<T>& few, Coming& coming) {
   const Interval keys = seen(head.sight, q.i0, q.i0 + q.n);
   const Panels<T> Q = panels(space.Q, p.D, q.columns), P = panels(space.P, keys.end - keys.first, q.columns);
   for (int c = 0; c < q.columns; ++c) {
@@ -222,7 +244,7 @@ inline void attend_block(const Problem& p, const Plan& plan, const Task& task, c
     Rows<T> rows = near(head.Q, i, i + n, p.D, space.row_step, head.cosine, space.rows);
     read_transposed(rows, n, p.D, fill(T(head.scale)), Q(0, c), Q.width);
   }
-  weigh_block(p, head, space, q, few, Q, P, keys.first, keys.end);
+  weigh_block(p, head, space, q, few, Q, P, keys.first, keys.end, coming);
   bool again[columns * lanes<T>] = {};
   bool some = divide(head, space, q, again);
 
@@ -232,6 +254,7 @@ inline void attend_block(const Problem& p, const Plan& plan, const Task& task, c
   bool odd[columns * lanes<T>] = {}, some_odd = false;
   in_slices<T>(q.n, up(p.Dv, lanes<T>) / lanes<T>, P.width, [&](int64_t r, auto R, int64_t d, auto C)
                    __attribute__((always_inline)) {
+    coming.step();
     const Interval of = seen(head.sight, q.i0 + r, q.i0 + r + R.value);
     const bool fine = output_tile<T, R.value, C.value>(
         P(of.first - keys.first, 0) + r / P.width * P.apart + r % P.width, P.width,
@@ -272,6 +295,8 @@ inline void attend_brief(const Problem& p, const Plan& plan, int64_t index, char
   few.K = near(head.K, keys.first, keys.end, p.D, p.D, head.cosine, space.K);
   few.V = p.Dv == Dv ? near(head.V, keys.first, keys.end, Dv, Dv, false, space.V)
                      : compact(head.V, keys.first, keys.end - keys.first, p.Dv, Dv, false, space.V);
+  Coming coming;
+  bring_next<T>(p, plan, index, coming);
   // Blocks of nearly one width: 5 registers of queries are 3 + 2.
   int64_t left = (i1 - task.q0 + lanes<T> - 1) / lanes<T>, blocks = (left + columns - 1) / columns;
   for (int64_t i = task.q0; i < i1; --blocks) {
@@ -280,7 +305,7 @@ inline void attend_brief(const Problem& p, const Plan& plan, int64_t index, char
     q.i0 = i;
     q.columns = int((left + blocks - 1) / blocks);
     q.n = int(least(q.columns * lanes<T>, i1 - i));
-    attend_block(p, plan, task, head, space, q, few);
+    attend_block(p, plan, task, head, space, q, few, coming);
     left -= q.columns;
     i += q.n;
   }
