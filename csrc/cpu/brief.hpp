@@ -66,6 +66,7 @@ inline int64_t set_up(const Problem& p, const Plan& plan, char* from, BriefSpace
   space.K = array(p.Lk * p.D);
   space.V = array(p.Lk * Dv);
   space.tiled = from + used;
+  if (from) return used;
   Workspace<T> work;
   return used + set_up(p, tiled_plan<T>(plan), nullptr, work);
 }
@@ -300,7 +301,7 @@ inline void attend_brief(const Problem& p, const Plan& plan, int64_t index, char
   // Blocks of nearly one width: 5 registers of queries are 3 + 2.
   int64_t left = (i1 - task.q0 + lanes<T> - 1) / lanes<T>, blocks = (left + columns - 1) / columns;
   for (int64_t i = task.q0; i < i1; --blocks) {
-    if (interrupted()) return;
+    if (i > task.q0 && interrupted()) return;
     Queries<T> q;
     q.i0 = i;
     q.columns = int((left + blocks - 1) / blocks);
@@ -309,7 +310,7 @@ inline void attend_brief(const Problem& p, const Plan& plan, int64_t index, char
     left -= q.columns;
     i += q.n;
   }
-  blank_rows(p, head, i1, task.q1, space.rows);
+  if (i1 < task.q1) blank_rows(p, head, i1, task.q1, space.rows);
 }
 
 }  // namespace

@@ -38,6 +38,7 @@ struct Bounds {
 template <class T, int R, int C>
 __attribute__((noinline)) void weight_tile(const T* K, int64_t step, const Panels<T>& Q, int64_t D, const Panels<T>& P,
                                            T* l, const Bounds<T>& bounds, int64_t key) {
+  const int64_t width = P.width, apart = P.apart;
   Lanes<T> s[R][C] = {};
   multiply<T, R, C>(K, step, 1, Q.at, Q.width, D, s, Q.apart);
   if (bounds.first) {
@@ -50,17 +51,17 @@ __attribute__((noinline)) void weight_tile(const T* K, int64_t step, const Panel
   }
   T* to = P.at;
 #pragma GCC unroll 4
-  for (int c = 0; c < C; ++c, to += P.apart) {
+  for (int c = 0; c < C; ++c, to += apart) {
     if (!l) {
 #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) put(to + r * P.width, s[r][c]);
+      for (int r = 0; r < R; ++r) put(to + r * width, s[r][c]);
       continue;
     }
     Lanes<T> sum = take(l + c * lanes<T>);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       Lanes<T> x = exp2_of_any(s[r][c]);
-      put(to + r * P.width, x);
+      put(to + r * width, x);
       sum += x;
     }
     put(l + c * lanes<T>, sum);
@@ -71,7 +72,7 @@ __attribute__((noinline)) void weight_tile(const T* K, int64_t step, const Panel
 template <class T, int R, int C>
 __attribute__((noinline)) bool output_tile(const T* P, int64_t width, const T* V, int64_t step, int64_t keys,
                                            const T* factor, T* O, int64_t O_step) {
-  Lanes<T> sum[R][C] = {}, zero = {};
+  Lanes<T> sum[R][C] = {}, zero[C] = {};
   multiply<T, R, C>(P, 1, width, V, step, keys, sum);
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
@@ -80,10 +81,12 @@ __attribute__((noinline)) bool output_tile(const T* P, int64_t width, const T* V
     for (int c = 0; c < C; ++c) {
       Lanes<T> o = sum[r][c] * by;
       put(O + r * O_step + c * lanes<T>, o);
-      zero += o * T(0);
+      zero[c] += o * T(0);
     }
   }
-  return !any(zero != zero);
+#pragma GCC unroll 4
+  for (int c = 1; c < C; ++c) zero[0] += zero[c];
+  return !any(zero[0] != zero[0]);
 }
 
 // n keys against `cols` columns.

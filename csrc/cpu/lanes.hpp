@@ -218,20 +218,24 @@ HARKEN_INLINE void transpose_pieces(F* x) {
 template <class T>
 HARKEN_INLINE void take_transposed(const T* from, int64_t step, int n, Lanes<T>* x) {
   constexpr int block = 16 / int(sizeof(T)), pieces = lanes<T> / block;
-  const T* row[lanes<T>];
-#pragma GCC unroll 16
-  for (int i = 0; i < lanes<T>; ++i) row[i] = from + (i < n ? i : n - 1) * step;
 #pragma GCC unroll 4
-  for (int c = 0; c < lanes<T>; c += block) {
+  for (int r = 0; r < block; ++r) {  // a few rows at a time: GCC kept the addresses of all 16 in vector registers
+    const T* row[pieces];
 #pragma GCC unroll 4
-    for (int r = 0; r < block; ++r) {
+    for (int i = 0; i < pieces; ++i) {
+      row[i] = from + (i * block + r < n ? i * block + r : n - 1) * step;
+      __asm__("" : "+r"(row[i]));
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < lanes<T>; c += block) {
       const T* at[pieces];
 #pragma GCC unroll 4
-      for (int i = 0; i < pieces; ++i) at[i] = row[i * block + r] + c;
+      for (int i = 0; i < pieces; ++i) at[i] = row[i] + c;
       x[c + r] = take_pieces(at);
     }
-    transpose_pieces(x + c);
   }
+#pragma GCC unroll 4
+  for (int c = 0; c < lanes<T>; c += block) transpose_pieces(x + c);
 }
 
 // The way back: destroys x.
