@@ -20,7 +20,10 @@ FORMS: dict[str, tuple[tuple[int, int, int], tuple[str, bool]]] = {
     "decode": ((1, 300, 64), ("decode", False)),
     "decode, three queries": ((3, 200, 40), ("decode", False)),
     "decode, ranges": ((2, 1100, 64), ("decode", True)),
-    "tiled": ((70, 150, 40), ("tiled", False)),
+    "brief": ((150, 60, 48), ("brief", False)),
+    "brief, ragged": ((37, 51, 72), ("brief", False)),
+    "brief, a handful": ((10, 13, 64), ("brief", False)),
+    "tiled": ((70, 530, 40), ("tiled", False)),
     "tiled, many tiles": ((600, 130, 16), ("tiled", False)),
     "tiled, ranges": ((20, 4300, 8), ("tiled", True)),
 }

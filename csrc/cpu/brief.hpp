@@ -88,10 +88,10 @@ inline void bring_next(const Problem& p, const Plan& plan, int64_t index, Coming
   const Head<T> head = head_at<T>(p, task.b, task.h);
   const int64_t i1 = least(task.q1, head.queries), n = i1 - task.q0;
   const Interval keys = seen(head.sight, task.q0, i1);
-  coming.add(head.K, keys.first, keys.end - keys.first, p.D * size);
-  coming.add(head.Q, task.q0, n, p.D * size);
-  coming.add(head.V, keys.first, keys.end - keys.first, p.Dv * size);
-  coming.add(head.out, task.q0, n, p.Dv * size);
+  coming.add(head.K, keys.first, keys.end - keys.first, p.D);
+  coming.add(head.Q, task.q0, n, p.D);
+  coming.add(head.V, keys.first, keys.end - keys.first, p.Dv);
+  coming.add(head.out, task.q0, n, p.Dv);
   const int64_t blocks = (n + columns * lanes<T> - 1) / (columns * lanes<T>), height = rows_for(columns);
   coming.spread(blocks * ((keys.end - keys.first) / height + 1) +
                 (n / height + 1) * (up(p.Dv, lanes<T>) / lanes<T> + columns - 1) / columns);

@@ -15,9 +15,10 @@ constexpr int64_t page = 4096, line = 64;
 
 class Coming {
  public:
-  // n rows of `bytes` from M's row i. Reads one number of each page.
-  void add(const Matrix& M, int64_t i, int64_t n, int64_t bytes) {
-    if (n <= 0 || bytes <= 0) return;
+  // n rows of `count` numbers from M's row i. Reads one byte of each page.
+  void add(const Matrix& M, int64_t i, int64_t n, int64_t count) {
+    const int64_t bytes = count * M.col;
+    if (n <= 0 || bytes <= 0 || M.col != size_of(M.type)) return;
     Part part = {M.at(i, 0), M.row, bytes, n};
     if (M.row == bytes) part = {part.at, 0, n * bytes, 1};
     if (M.row >= 0 && M.row < page / 2)
