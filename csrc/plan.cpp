@@ -20,7 +20,7 @@ constexpr int64_t tiled_range = 4096;
 constexpr int64_t most_partial_bytes = 16 << 20;
 constexpr int64_t most_brief_keys = 1024;
 constexpr int64_t brief_keys_a_lane = 32, brief_channels = 32;  // see fastest()
-constexpr int64_t few_tiles = 4;  // of one head
+constexpr int64_t few_tiles = 4;                                // of one head
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -59,11 +59,11 @@ bool able(Form form, const Problem& p) {
 // The crossover points: which form is the fastest where.
 Choice fastest(const Problem& p, const Backend& backend) {
   if (p.weights.data) return {Form::tiled, "weights are asked for, which tiles of queries give"};
-  // Brief over tiled: 1.07 to 1.2 x up to 256 keys, 1.3 x when causal; AVX-512 with 512 keys 1.02 to 1.1, 768 1.00; AVX2
-  // with 384 0.98. 16 channels 0.87, 24 0.74: the last register of a row is filled with zeros.
+  // Brief over tiled: 1.07 to 1.2 x up to 256 keys, 1.3 x when causal; AVX-512 with 512 keys 1.02 to 1.1, 768 1.00;
+  // AVX2 with 384 0.98. 16 channels 0.87, 24 0.74: the last register of a row is filled with zeros.
   const int64_t lanes = backend.tiling[p.type == Type::f64].lanes, idle = divide_up(p.Dv, lanes) * lanes - p.Dv;
-  const bool brief = p.Lk <= brief_keys_a_lane * lanes && p.D >= brief_channels &&
-                     p.Dv >= brief_channels && idle * 8 <= p.Dv;
+  const bool brief =
+      p.Lk <= brief_keys_a_lane * lanes && p.D >= brief_channels && p.Dv >= brief_channels && idle * 8 <= p.Dv;
   // Brief over decode: 10 queries of 64 channels 1.1 to 1.8 x, 8 queries 0.9, but 8 queries and keys 2.0.
   const bool few = p.Lq <= (p.D < 64 ? decode_queries_narrow : decode_queries);
   if (few && !(brief && (p.Lq > 8 || (p.Lq > 4 && p.Lk <= 16))))

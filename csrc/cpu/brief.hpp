@@ -25,10 +25,10 @@ constexpr T most_sum = sizeof(T) == 4 ? T(0x1p64) : T(0x1p512);
 // What a thread works in.
 template <class T>
 struct BriefSpace {
-  T *K, *V;               // [keys][D], [keys][Dv in whole registers]: a compact copy, where one is needed
-  T *Q, *P, *bias, *mask; // panels of a block of queries
-  T *rows;                // [lanes][row_step], then [width][Dv in whole registers] for output that is not in place
-  T *O;
+  T *K, *V;                // [keys][D], [keys][Dv in whole registers]: a compact copy, where one is needed
+  T *Q, *P, *bias, *mask;  // panels of a block of queries
+  T* rows;                 // [lanes][row_step], then [width][Dv in whole registers] for output that is not in place
+  T* O;
   T *l, *factor, *p, *first, *end, *slope;  // [width]
   int64_t row_step;
   char* tiled;  // the tiled form's own
@@ -108,8 +108,9 @@ inline void weigh_modified(const Head<T>& head, BriefSpace<T>& space, const Quer
     if (keys.first >= keys.end) continue;
     const Piece piece = {int(keys.first - k0), int(keys.end - k0), 0, step};
     const int64_t at = piece.k0 * P.width, count = keys.end - keys.first;
-    Tile<T> tile = {P(0, c), P.width, {}, T(1), space.p + lane, space.first + lane, space.end + lane,
-                    space.slope + lane, nullptr, nullptr};
+    Tile<T> tile = {
+        P(0, c), P.width, {}, T(1), space.p + lane, space.first + lane, space.end + lane, space.slope + lane,
+        nullptr, nullptr};
     if (head.modifiers.bias) {
       read_sheet(head.bias, i, n, keys.first, count, space.bias + at, P.width, space.rows, space.row_step);
       tile.bias = space.bias;
@@ -159,8 +160,7 @@ inline void weigh_block(const Problem& p, const Head<T>& head, BriefSpace<T>& sp
     const Bounds<T> bounds = {cut && fused ? space.first + lane : nullptr, space.end + lane};
     weights(few.K.at + (k0 - few.first + at.k0) * few.K.step, few.K.step, at.k1 - at.k0,
             {Q(0, at.c0), Q.width, Q.apart}, at.c1 - at.c0, p.D, {P(at.k0, at.c0), P.width, P.apart},
-            fused ? space.l + lane : nullptr, bounds, at.k0,
-            [&] { coming.step(); });
+            fused ? space.l + lane : nullptr, bounds, at.k0, [&] { coming.step(); });
   }
   if (!fused) {
     weigh_modified(head, space, q, P, k0);
@@ -253,18 +253,18 @@ inline void attend_block(const Problem& p, const Plan& plan, const Task& task, c
   T* O = in_place ? (T*)head.out.at(q.i0, 0) : space.O;
   const int64_t O_step = in_place ? head.out.row / int64_t(sizeof(T)) : up(p.Dv, lanes<T>);
   bool odd[columns * lanes<T>] = {}, some_odd = false;
-  in_slices<T>(q.n, up(p.Dv, lanes<T>) / lanes<T>, P.width, [&](int64_t r, auto R, int64_t d, auto C)
-                   __attribute__((always_inline)) {
-    coming.step();
-    const Interval of = seen(head.sight, q.i0 + r, q.i0 + r + R.value);
-    const bool fine = output_tile<T, R.value, C.value>(
-        P(of.first - keys.first, 0) + r / P.width * P.apart + r % P.width, P.width,
-        few.V.at + (of.first - few.first) * few.V.step + d, few.V.step, of.end - of.first, space.factor + r,
-        O + r * O_step + d, O_step);
-    if (fine) return;
-    some_odd = true;
-    for (int i = 0; i < R.value; ++i) odd[r + i] = true;
-  });
+  in_slices<T>(q.n, up(p.Dv, lanes<T>) / lanes<T>, P.width,
+               [&](int64_t r, auto R, int64_t d, auto C) __attribute__((always_inline)) {
+                 coming.step();
+                 const Interval of = seen(head.sight, q.i0 + r, q.i0 + r + R.value);
+                 const bool fine = output_tile<T, R.value, C.value>(
+                     P(of.first - keys.first, 0) + r / P.width * P.apart + r % P.width, P.width,
+                     few.V.at + (of.first - few.first) * few.V.step + d, few.V.step, of.end - of.first,
+                     space.factor + r, O + r * O_step + d, O_step);
+                 if (fine) return;
+                 some_odd = true;
+                 for (int i = 0; i < R.value; ++i) odd[r + i] = true;
+               });
   if (!in_place)
     for (int64_t r = 0; r < q.n; ++r) write_row(head.out, q.i0 + r, 0, p.Dv, O + r * O_step);
 

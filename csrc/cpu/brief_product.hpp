@@ -1,7 +1,8 @@
 // brief_product.hpp - the two products where all keys of a query are at hand, P = 2^(K Q) and O = P V / l.
 //
 // P is made in the registers that hold the scores, with queries along the lanes. The second product then reads its
-// queries number by number and has channels along the lanes: V and O as they lie, nothing transposed, no query too many.
+// queries number by number and has channels along the lanes: V and O as they lie, nothing transposed, and not one query
+// too many.
 #pragma once
 
 #include "product.hpp"
@@ -10,7 +11,7 @@ namespace harken {
 namespace {
 
 // A register that is a cache line lies in a panel of its own, [column][row][lanes]: a product that reads one column
-// runs through memory in order (1 % over [row][columns][lanes], which beyond 192 rows does not fit the L1 cache's sets).
+// runs through memory in order. 1 % over [row][columns][lanes], which beyond 192 rows exceeds the sets of the L1 cache.
 constexpr bool panels_apart = vector_bytes == 64;
 
 // A matrix with queries in lanes: row k of column c lies at `at + k * width + c * apart`.
@@ -110,9 +111,8 @@ inline void in_slices(int64_t n, int64_t channels, int64_t together, Tile tile) 
     int64_t wide = (channels - x + slices - 1) / slices;
     with_columns(int(wide), [&](auto C) __attribute__((always_inline)) {
       for (int64_t r = 0; r < n; r += together)
-        in_tiles<C.value>(n - r < together ? n - r : together, [&](int64_t i, auto R) __attribute__((always_inline)) {
-          tile(r + i, R, x * lanes<T>, C);
-        });
+        in_tiles<C.value>(n - r < together ? n - r : together,
+                          [&](int64_t i, auto R) __attribute__((always_inline)) { tile(r + i, R, x * lanes<T>, C); });
     });
     x += wide;
   }

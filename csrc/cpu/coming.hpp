@@ -22,7 +22,8 @@ class Coming {
     Part part = {M.at(i, 0), M.row, bytes, n};
     if (M.row == bytes) part = {part.at, 0, n * bytes, 1};
     if (M.row >= 0 && M.row < page / 2)
-      for (int64_t at = 0, end = (n - 1) * M.row + bytes; at < end; at += page) (void)*(const volatile char*)(part.at + at);
+      for (int64_t at = 0, end = (n - 1) * M.row + bytes; at < end; at += page)
+        (void)*(const volatile char*)(part.at + at);
     parts_[count_++] = part;
     lines_ += part.rows * ((part.bytes + line - 1) / line);
   }

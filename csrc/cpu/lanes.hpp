@@ -73,6 +73,13 @@ HARKEN_INLINE float take_one(S x) {
 
 // --- arithmetic ---
 
+// An address that is to stay in a register of its own: GCC keeps several in one vector register, which is by way of
+// memory to each.
+template <class T>
+HARKEN_INLINE void in_register(const T*& address) {
+  __asm__("" : "+r"(address));
+}
+
 template <class T>
 HARKEN_INLINE Lanes<T> fill(T x) {
   return x - Lanes<T>{};
@@ -219,12 +226,12 @@ template <class T>
 HARKEN_INLINE void take_transposed(const T* from, int64_t step, int n, Lanes<T>* x) {
   constexpr int block = 16 / int(sizeof(T)), pieces = lanes<T> / block;
 #pragma GCC unroll 4
-  for (int r = 0; r < block; ++r) {  // a few rows at a time: GCC kept the addresses of all 16 in vector registers
+  for (int r = 0; r < block; ++r) {
     const T* row[pieces];
 #pragma GCC unroll 4
     for (int i = 0; i < pieces; ++i) {
       row[i] = from + (i * block + r < n ? i * block + r : n - 1) * step;
-      __asm__("" : "+r"(row[i]));
+      in_register(row[i]);
     }
 #pragma GCC unroll 4
     for (int c = 0; c < lanes<T>; c += block) {
