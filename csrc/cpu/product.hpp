@@ -18,6 +18,7 @@ HARKEN_INLINE void multiply(const T* a, int64_t row, int64_t step, const T* b, i
                             Lanes<T> (&sum)[R][C], int64_t apart = lanes<T>) {
   constexpr int bases = (R + 2) / 3;
   const T* base[bases];
+#pragma GCC unroll 8
   for (int i = 0; i < bases; ++i) base[i] = a + 3 * i * row;
 #pragma GCC unroll 2
   for (int64_t i = 0; i < n; ++i) {
@@ -31,7 +32,7 @@ HARKEN_INLINE void multiply(const T* a, int64_t row, int64_t step, const T* b, i
       for (int c = 0; c < C; ++c) sum[r][c] += y * x[c];
     }
     b += width;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int k = 0; k < bases; ++k) {
       base[k] += step;
       in_register(base[k]);  // 16 rows took 1.5 x as long
