@@ -27,8 +27,8 @@ template <class T>
 struct BriefSpace {
   T *K, *V;                // [keys][D], [keys][Dv in whole registers]: a compact copy, where one is needed
   T *Q, *P, *bias, *mask;  // panels of a block of queries
-  T* rows;                 // [lanes][row_step], then [width][Dv in whole registers] for output that is not in place
-  T* O;
+  T* rows;                 // [lanes][row_step]
+  T* O;                    // [width][Dv in whole registers], where the output is not in place
   T *l, *factor, *p, *first, *end, *slope;  // [width]
   int64_t row_step;
   char* tiled;  // the tiled form's own
