@@ -1,9 +1,6 @@
 // plan.cpp - the cut itself: the numbers that decide it, each with the measurement behind it.
 #include "plan.hpp"
 
-#include <atomic>
-#include <cstring>
-
 #include "backend.hpp"
 #include "parallel.hpp"
 
@@ -13,12 +10,10 @@ namespace {
 constexpr int64_t task_queries = 256;  // a tile of queries shares each block of keys; 64 cost 3 to 5 %
 constexpr int64_t tiled_block = 128;   // keys; 64 to 192 are within 1 %
 constexpr int64_t decode_block = 64;
-constexpr int64_t decode_queries = 12;        // up to here channels in lanes are ahead of queries in lanes, ...
-constexpr int64_t decode_queries_narrow = 8;  // ... or up to here below 64 channels
-constexpr int64_t decode_range = 512;         // keys: a range of 128 channels in float32 is 0.5 MB, 20 us of reading
+constexpr int64_t decode_range = 512;  // keys: a range of 128 channels in float32 is 0.5 MB, 20 us of reading
 constexpr int64_t tiled_range = 4096;
 constexpr int64_t most_partial_bytes = 16 << 20;
-constexpr int64_t few_tiles = 4;  // of one head
+constexpr int64_t few_tiles = 4;  // of task_queries
 constexpr int64_t strip_rows = 32;
 constexpr int64_t matrix_rows[] = {1024, 512, 512};  // of a task, by terms: K and V are packed once for them
 constexpr int64_t matrix_block[] = {512, 256, 256};
@@ -34,68 +29,7 @@ double microseconds(const Problem& p, const Backend& backend) {
   return flops / rate + bytes / 40e3;
 }
 
-constexpr const char* form_names[] = {
-#define HARKEN_FORM(name) #name,
-    HARKEN_FORMS(HARKEN_FORM)
-#undef HARKEN_FORM
-};
-constexpr int forms = sizeof form_names / sizeof *form_names;
-std::atomic<int> forced_form{-1};
-
-struct Choice {
-  Form form;
-  const char* why;
-};
-
-// The bfloat16 terms that the type is held in, or that the caller is content with.
-int terms(const Problem& p) {
-  if (p.type == Type::bf16) return 1;
-  if (p.type == Type::f16) return 2;
-  return p.precision == Precision::medium ? 1 : p.precision == Precision::high ? 2 : 3;
-}
-
-// Can it compute the problem at all?
-bool able(Form form, const Problem& p, const Backend& backend) {
-  switch (form) {
-    case Form::tiled: return true;
-    case Form::decode: return !p.weights.data;
-    case Form::matrix:  // alibi puts the first keys far below the others, cosine is no product of 16-bit numbers
-      return backend.engine && p.type != Type::f64 && !p.weights.data && !p.slopes.data &&
-             (p.score == Score::dot || p.type == Type::f32) && p.D > 0 && p.Dv > 0;
-  }
-  return false;
-}
-
-// The crossover points: which form is the fastest where.
-Choice fastest(const Problem& p, const Backend& backend) {
-  if (p.weights.data) return {Form::tiled, "weights are asked for, which tiles of queries give"};
-  if (p.Lq <= (p.D < 64 ? decode_queries_narrow : decode_queries))
-    return {Form::decode, "few queries: every key and value is read once"};
-  if (able(Form::matrix, p, backend) && p.Lk >= 64)
-    return {Form::matrix, terms(p) == 1   ? "many queries: one bfloat16 product on the matrix engine"
-                          : terms(p) == 2 ? "many queries: three bfloat16 products on the matrix engine"
-                                          : "many queries: six bfloat16 products on the matrix engine"};
-  return {Form::tiled, "many queries: they lie along the lanes and share blocks of keys"};
-}
-
-Choice choose(const Problem& p, const Backend& backend) {
-  const int forced = forced_form.load(std::memory_order_relaxed);
-  if (forced >= 0 && able(Form(forced), p, backend)) return {Form(forced), "forced"};
-  return fastest(p, backend);
-}
-
 }  // namespace
-
-const char* name_of(Form form) { return form_names[int(form)]; }
-
-bool force_form(const char* name) {
-  for (int form = 0; form < forms; ++form) {
-    if (name && std::strcmp(name, form_names[form]) != 0) continue;
-    forced_form = name ? form : -1;
-    return true;
-  }
-  return false;
-}
 
 Plan cut(const Problem& p, const Backend& backend, int asked) {
   const int threads = usable_threads(asked);
@@ -106,20 +40,27 @@ Plan cut(const Problem& p, const Backend& backend, int asked) {
   const bool decode = plan.form == Form::decode;
   const bool matrix = plan.form == Form::matrix, grouped = decode || matrix;
   const int64_t group = p.Hkv ? p.Hq / p.Hkv : 0;
-  plan.terms = matrix ? terms(p) : 0;
+  plan.terms = matrix ? terms_of(p) : 0;
   plan.heads = grouped ? p.Hkv : p.Hq;
-  plan.key_block = decode ? decode_block : matrix ? matrix_block[plan.terms - 1] : tiled_block;
   int64_t rows_a_task = task_queries;
-  if (decode) rows_a_task = p.Lq;
-  if (matrix) {
-    rows_a_task = matrix_rows[plan.terms - 1] / (group ? group : 1) / strip_rows * strip_rows;
-    if (rows_a_task < strip_rows) rows_a_task = strip_rows;
+  switch (plan.form) {
+    case Form::tiled: plan.key_block = tiled_block; break;
+    case Form::brief: plan.key_block = p.Lk; break;
+    case Form::decode:
+      plan.key_block = decode_block;
+      rows_a_task = p.Lq;
+      break;
+    case Form::matrix:
+      plan.key_block = matrix_block[plan.terms - 1];
+      rows_a_task = matrix_rows[plan.terms - 1] / (group ? group : 1) / strip_rows * strip_rows;
+      if (rows_a_task < strip_rows) rows_a_task = strip_rows;
   }
   plan.tile_rows = p.Lq < rows_a_task ? p.Lq : rows_a_task;
   plan.tiles = plan.tile_rows == 0 ? 0 : divide_up(p.Lq, plan.tile_rows);
 
   int64_t range = decode ? decode_range : tiled_range;
-  bool split = (decode || plan.tiles <= few_tiles) && p.Lk > range && !p.weights.data;
+  const bool few = decode || p.Lq <= few_tiles * task_queries;  // not of plan.tiles: these know the group, too
+  bool split = few && p.Lk > range && !p.weights.data;
   plan.ranges = split ? divide_up(p.Lk, range) : 1;
   plan.range_keys = split ? range : p.Lk;
   plan.why_ranges = split            ? "few tiles of queries and many keys: ranges of keys, added up in order"

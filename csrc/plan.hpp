@@ -11,9 +11,10 @@ namespace harken {
 struct Backend;
 
 // What a kernel is made like.
-#define HARKEN_FORMS(X)                                                   \
-  X(tiled)  /* queries in lanes: tiles of queries against blocks of keys */ \
-  X(decode) /* channels in lanes: few queries, every key read once */     \
+#define HARKEN_FORMS(X)                                                                            \
+  X(tiled)  /* queries in lanes: tiles of queries against blocks of keys */                        \
+  X(brief)  /* queries in lanes, then channels: all keys of a query at once, no running maximum */ \
+  X(decode) /* channels in lanes: few queries, every key read once */                              \
   X(matrix) /* keys in lanes: strips of queries on a matrix engine */
 
 enum class Form : int32_t {
@@ -51,6 +52,13 @@ struct Task {
   int64_t k0, k1;  // keys, before what the mask leaves of them
   int64_t index;
 };
+
+struct Choice {
+  Form form;
+  const char* why;
+};
+Choice choose(const Problem& problem, const Backend& backend);
+int terms_of(const Problem& problem);  // bfloat16 terms that hold its type, or with which the caller is content
 
 Plan cut(const Problem& problem, const Backend& backend, int threads);  // 0: as many as get_threads() says
 

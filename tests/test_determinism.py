@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,20 +13,42 @@ from child import in_child
 from compare import DTYPES, Array, forced, poisoned, qkv, same_bits
 
 import harken
+from harken._load import core
 
 Dtype = np.dtype[Any]
 
-# Lq, Lk, D; and what the plan must then be, so that each form of work is really met
+# Lq, Lk, D; and what the plan must then be where that form is forced
 FORMS: dict[str, tuple[tuple[int, int, int], tuple[str, bool]]] = {
     "decode": ((1, 300, 64), ("decode", False)),
     "decode, three queries": ((3, 200, 40), ("decode", False)),
     "decode, ranges": ((2, 1100, 64), ("decode", True)),
-    "tiled": ((70, 150, 40), ("tiled", False)),
+    "brief": ((150, 60, 48), ("brief", False)),
+    "brief, ragged": ((37, 51, 72), ("brief", False)),
+    "brief, a handful": ((10, 13, 64), ("brief", False)),
+    "tiled": ((70, 530, 40), ("tiled", False)),
     "tiled, many tiles": ((600, 130, 16), ("tiled", False)),
     "tiled, ranges": ((20, 4300, 8), ("tiled", True)),
+    "matrix": ((70, 530, 40), ("matrix", False)),
+    "matrix, ragged": ((133, 67, 72), ("matrix", False)),
+    "matrix, ranges": ((20, 4300, 8), ("matrix", True)),
 }
 forms = pytest.mark.parametrize("form", FORMS)
 B, Hq, Hkv = 2, 4, 2
+
+
+@pytest.fixture(autouse=True)
+def form_is_forced(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Wherever a test has a form, every call takes it; only a matrix engine has its own, and not in double."""
+    if "form" not in request.fixturenames:
+        yield
+        return
+    name = FORMS[request.getfixturevalue("form")][1][0]
+    chosen = request.getfixturevalue("backend"), request.getfixturevalue("dtype")
+    if name == "matrix" and (chosen[0] != "amx" or chosen[1] == np.float64):
+        pytest.skip("no matrix engine for that")
+    core._set_form(name)
+    yield
+    core._set_form(None)
 
 
 def call(form: str, dtype: Dtype, kind: str = "everything") -> tuple[Array, Array, Array, dict[str, Any]]:
@@ -45,6 +68,8 @@ def call(form: str, dtype: Dtype, kind: str = "everything") -> tuple[Array, Arra
         "alibi": np.linspace(0.001, 0.01, Hq),
         "sinks": np.arange(Hq) / 2,
     }
+    if FORMS[form][1][0] == "matrix":
+        del options["alibi"]
     return q, k, v, options
 
 
@@ -185,9 +210,11 @@ def digest(threads: int) -> str:
     total = hashlib.sha256()
     for name, dtype, form in itertools.product(harken.backends(), DTYPES.values(), FORMS):
         with forced(name):
+            core._set_form(FORMS[form][1][0])
             q, k, v, options = call(form, dtype)
             for result in attend(q, k, v, options):
                 total.update(result.tobytes())
+            core._set_form(None)
     harken.set_num_threads(None)
     return total.hexdigest()
 

@@ -84,13 +84,16 @@ inline bool for_blocks(const Plan& plan, const Head<T>& head, const Task& task, 
   return true;
 }
 
+// only: which rows to write; null: all.
 template <class T>
-inline void finish_tile(const Problem& p, const Head<T>& head, Workspace<T>& work, const Queries<T>& q) {
+inline void finish_tile(const Problem& p, const Head<T>& head, Workspace<T>& work, const Queries<T>& q,
+                        const bool* only) {
   for (int64_t c = 0; c < q.width; c += lanes<T>) {
     int64_t i = q.i0 + c, n = least(lanes<T>, q.i0 + q.n - i);
     Lanes<T> l = take(q.l + c), factor = l == Lanes<T>{} ? Lanes<T>{} : T(1) / l;
     if (head.has_sink || head.lse.data)
       for (int64_t r = 0; r < n; ++r) {
+        if (only && !only[c + r]) continue;
         double m = q.m[c + r], sum = q.l[c + r], a = 1;
         if (head.has_sink) {
           a = add_sink(m, sum, head.sink);
@@ -99,25 +102,28 @@ inline void finish_tile(const Problem& p, const Head<T>& head, Workspace<T>& wor
         write_lse(head.lse, i + r, log_sum(m, sum));
       }
     put(work.subtract + c, factor);  // weigh() takes it from here
-    if (plain<T>(head.out, type_of<T>)) {
+    if (!only && plain<T>(head.out, type_of<T>)) {
       write_transposed(q.O + c, q.width, p.Dv, factor, n, (T*)head.out.at(i, 0), head.out.row / int64_t(sizeof(T)));
     } else {
       write_transposed(q.O + c, q.width, p.Dv, factor, n, work.rows, work.row_step);
-      for (int64_t r = 0; r < n; ++r) write_row(head.out, i + r, 0, p.Dv, work.rows + r * work.row_step);
+      for (int64_t r = 0; r < n; ++r)
+        if (!only || only[c + r]) write_row(head.out, i + r, 0, p.Dv, work.rows + r * work.row_step);
     }
   }
 }
 
+// only: as in finish_tile.
 template <class T>
-inline void leave_partial(const Problem& p, const Partial<T>& to, const Queries<T>& q, int64_t row) {
-  for (int64_t c = 0; c < q.width; c += lanes<T>) {
-    int64_t r = row + c, n = least(lanes<T>, q.n - c);
-    write_transposed(q.O + c, q.width, p.Dv, fill(T(1)), n, to.O + r * p.Dv, p.Dv);
+inline void leave_partial(const Problem& p, const Partial<T>& to, const Queries<T>& q, int64_t row, const bool* only) {
+  for (int64_t r = 0; r < q.n; ++r) {
+    if (only && !only[r]) continue;
+    to.m[row + r] = q.m[r];
+    to.l[row + r] = q.l[r];
+    if (only)
+      for (int64_t d = 0; d < p.Dv; ++d) to.O[(row + r) * p.Dv + d] = q.O[d * q.width + r];
   }
-  for (int64_t i = 0; i < q.n; ++i) {
-    to.m[row + i] = q.m[i];
-    to.l[row + i] = q.l[i];
-  }
+  for (int64_t c = 0; c < q.width && !only; c += lanes<T>)
+    write_transposed(q.O + c, q.width, p.Dv, fill(T(1)), least(lanes<T>, q.n - c), to.O + (row + c) * p.Dv, p.Dv);
 }
 
 // The weights of one block: the scores again, now that m and l are known. work.subtract holds the factors of
@@ -150,12 +156,23 @@ inline void weigh(const Problem& p, const Head<T>& head, Workspace<T>& work, con
   }
 }
 
+// The plan by which another form has some rows done again.
+template <int rows>
+inline Plan tiled_plan(const Plan& plan) {
+  Plan tiled = plan;
+  tiled.form = Form::tiled;
+  tiled.tile_rows = rows;
+  tiled.key_block = least(128, most(plan.key_block, 1));
+  return tiled;
+}
+
 // --- the page ---
 
 // The queries task.q0 .. task.q1 - 1 of one head; if keys are split they go to the partial, from its row `row` on.
+// only: which rows of the first tile are asked for; null: all of every tile.
 template <class T>
 inline void attend_rows(const Problem& p, const Plan& plan, const Task& task, const Head<T>& head, int64_t row,
-                        char* scratch) {
+                        char* scratch, const bool* only) {
   Workspace<T> work;
   set_up(p, plan, scratch, work);
   int64_t i1 = most(task.q0, least(task.q1, head.queries));
@@ -188,10 +205,10 @@ inline void attend_rows(const Problem& p, const Plan& plan, const Task& task, co
   for (int t = 0; t < tiles; ++t) {
     const Queries<T>& q = work.queries[t];
     if (split) {
-      leave_partial(p, partial_at<T>(p, plan, task.index), q, row + q.i0 - task.q0);
+      leave_partial(p, partial_at<T>(p, plan, task.index), q, row + q.i0 - task.q0, only);
       continue;
     }
-    finish_tile(p, head, work, q);
+    finish_tile(p, head, work, q, only);
     if (!head.weights.data) continue;
     for_blocks(plan, head, task, i1, [&](int64_t k0, int64_t k1) {
       weigh(p, head, work, q, near(head.K, k0, k1, p.D, p.D, head.cosine, work.K), k0, k1);
@@ -203,7 +220,7 @@ inline void attend_rows(const Problem& p, const Plan& plan, const Task& task, co
 template <class T>
 inline void attend_tiled(const Problem& p, const Plan& plan, int64_t index, char* scratch) {
   Task task = task_at(p, plan, index);
-  attend_rows(p, plan, task, head_at<T>(p, task.b, task.h), 0, scratch);
+  attend_rows(p, plan, task, head_at<T>(p, task.b, task.h), 0, scratch, nullptr);
 }
 
 }  // namespace

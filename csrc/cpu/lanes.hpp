@@ -89,6 +89,13 @@ HARKEN_INLINE float take_one(S x) {
 
 // --- arithmetic ---
 
+// An address that is to stay in a register of its own: GCC keeps several in one vector register, which is by way of
+// memory to each.
+template <class T>
+HARKEN_INLINE void in_register(const T*& address) {
+  __asm__("" : "+r"(address));
+}
+
 template <class T>
 HARKEN_INLINE Lanes<T> fill(T x) {
   return x - Lanes<T>{};
@@ -128,6 +135,13 @@ HARKEN_INLINE F exp2(F x) {
   for (int i = degree - 2; i >= 0; --i) p = p * f + T(exp2_coefficients[!single][i]);
   p = p * f + T(1);
   return (F)((Words)p + ((Words)t << mantissa));
+}
+
+// The same for x of any size: infinity where 2^x is. The sum of exponents above would come round to a small number.
+template <class F>
+HARKEN_INLINE F exp2_of_any(F x) {
+  constexpr Number<F> most = sizeof(Number<F>) == 4 ? 128 : 1024;
+  return exp2(most < x ? fill(most) : x);
 }
 
 // 2^x - 1 without cancellation near 0, |x| <= 100: 2^n (2^f - 1) + (2^n - 1), with 2^f - 1 as its Taylor series.
@@ -227,20 +241,24 @@ HARKEN_INLINE void transpose_pieces(F* x) {
 template <class T>
 HARKEN_INLINE void take_transposed(const T* from, int64_t step, int n, Lanes<T>* x) {
   constexpr int block = 16 / int(sizeof(T)), pieces = lanes<T> / block;
-  const T* row[lanes<T>];
-#pragma GCC unroll 16
-  for (int i = 0; i < lanes<T>; ++i) row[i] = from + (i < n ? i : n - 1) * step;
 #pragma GCC unroll 4
-  for (int c = 0; c < lanes<T>; c += block) {
+  for (int r = 0; r < block; ++r) {
+    const T* row[pieces];
 #pragma GCC unroll 4
-    for (int r = 0; r < block; ++r) {
+    for (int i = 0; i < pieces; ++i) {
+      row[i] = from + (i * block + r < n ? i * block + r : n - 1) * step;
+      in_register(row[i]);
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < lanes<T>; c += block) {
       const T* at[pieces];
 #pragma GCC unroll 4
-      for (int i = 0; i < pieces; ++i) at[i] = row[i * block + r] + c;
+      for (int i = 0; i < pieces; ++i) at[i] = row[i] + c;
       x[c + r] = take_pieces(at);
     }
-    transpose_pieces(x + c);
   }
+#pragma GCC unroll 4
+  for (int c = 0; c < lanes<T>; c += block) transpose_pieces(x + c);
 }
 
 // The way back: destroys x.

@@ -160,16 +160,12 @@ inline void finish_strip(const Problem& p, const Plan& plan, const Task& task, M
     if (head.lse.data) finish_lse(head, i, m, strip.whole && !none ? whole[r] : l[r]);
   }
   if (strip.again == 0) return;
-  for (int r = 0; r < strip.n; ++r) {
-    if (!(strip.again >> r & 1)) continue;
-    int end = r + 1;
-    while (end < strip.n && (strip.again >> end & 1)) ++end;
-    Task again = task;
-    again.q0 = strip.i0 + r;
-    again.q1 = strip.i0 + end;
-    attend_rows(p, tiled_plan(plan), again, head, strip.row + r, space.redo);
-    r = end;
-  }
+  bool only[strip_rows];
+  for (int r = 0; r < strip_rows; ++r) only[r] = strip.again >> r & 1;
+  Task again = task;
+  again.q0 = strip.i0;
+  again.q1 = strip.i0 + strip.n;
+  attend_rows(p, tiled_plan<strip_rows>(plan), again, head, strip.row, space.redo, only);
 }
 
 template <class M>

@@ -105,6 +105,10 @@ struct Rows {
 // Rows i .. i + n - 1 in the compute type, `step` numbers a row and 0 beyond `count`; unit: divided by their norms.
 template <class T>
 inline Rows<T> compact(const Matrix& M, int64_t i, int64_t n, int64_t count, int64_t step, bool unit, T* copy) {
+  if (!unit && step == count && M.col == size_of(M.type) && M.row == count * M.col) {  // rows without gaps are one row
+    if (n > 0) read_row(M, i, 0, n * count, copy);
+    return {copy, step};
+  }
   for (int64_t r = 0; r < n; ++r) {
     T* row = copy + r * step;
     read_row(M, i + r, 0, count, row);

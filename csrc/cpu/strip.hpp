@@ -36,15 +36,6 @@ struct MatrixSpace {
 
 inline int64_t strips_a_head(const Plan& plan) { return (plan.tile_rows + strip_rows - 1) / strip_rows; }
 
-// The plan by which rows are done again.
-inline Plan tiled_plan(const Plan& plan) {
-  Plan tiled = plan;
-  tiled.form = Form::tiled;
-  tiled.key_block = 128;
-  tiled.tile_rows = strip_rows;
-  return tiled;
-}
-
 template <int N>
 inline int64_t set_up(const Problem& p, const Plan& plan, char* from, MatrixSpace& space) {
   const int64_t group = p.Hq / p.Hkv, D = up(p.D, 32), Dv = up(p.Dv, tile_rows), block = up(plan.key_block, 64);
@@ -83,7 +74,7 @@ inline int64_t set_up(const Problem& p, const Plan& plan, char* from, MatrixSpac
   space.D = D;
   space.Dv = Dv;
   Workspace<float> work;
-  int64_t redo = set_up(p, tiled_plan(plan), nullptr, work);
+  int64_t redo = set_up(p, tiled_plan<strip_rows>(plan), nullptr, work);
   space.redo = bytes(redo);
   return used;
 }
@@ -104,7 +95,7 @@ inline void pack_strip(const Problem& p, MatrixSpace& space, Strip& strip) {
     for (int i = 0; i < strip_rows * lanes<float>; i += lanes<float>) put(sums + i, F32{});
   strip.again = 0;
   strip.begun = false;
-  // As it lies only in whole cache lines (else 15 to 20 % slower), and not in rows 4 KiB apart, which share a cache set.
+  // As it lies only in whole cache lines (else 15 to 20 % slower), not in rows 4 KiB apart, which share a cache set.
   const bool aligned = ((int64_t)head.Q.data | head.Q.row) % 64 == 0 && head.Q.row % 4096 != 0;
   if (N == 1 && __is_same(E, bf16) && in_place && strip.n == strip_rows && aligned) {
     strip.Q = {head.Q.at(strip.i0, 0), head.Q.row, 64, tile_rows * head.Q.row};

@@ -26,7 +26,8 @@ class Plan:
     backend: str
     """The instruction set that computes."""
     form: str
-    """"tiled": many queries at once meet blocks of keys; "decode": few queries, every key is read once."""
+    """"tiled": many queries at once meet blocks of keys; "brief": few keys, all of a query at once; "decode": few
+    queries, every key is read once."""
     dtype: str
     """Of q, k, v and the result."""
     computed_in: str

@@ -57,6 +57,9 @@ HARKEN_INLINE F64 exp2(F64 x) {
   return (F64)_mm512_scalef_pd((__m512d)p, (__m512d)x);
 }
 
+HARKEN_INLINE F32 exp2_of_any(F32 x) { return exp2(x); }
+HARKEN_INLINE F64 exp2_of_any(F64 x) { return exp2(x); }
+
 // Masked broadcasts from memory: loads, not shuffles.
 HARKEN_INLINE F32 take_pieces(const float* const* rows) {
   __m512 x = _mm512_castps128_ps512(_mm_loadu_ps(rows[0]));

@@ -6,6 +6,7 @@
 
 #include HARKEN_ISA_HEADER
 
+#include "../brief.hpp"
 #include "../decode.hpp"
 #include "../matrix.hpp"
 
@@ -22,41 +23,46 @@ struct FlushedSubnormals {
 
 using Engine = decltype(engine(0));
 
-template <class M>
-int64_t scratch_of_matrix(const Problem& p, const Plan& plan) {
-  if constexpr (M::exists) return most(matrix_scratch(p, plan), up(p.Dv, lanes<float>) * sizeof(float));
-  return 0;
-}
+// A matrix engine computes in float.
+template <class M, class T>
+constexpr bool engaged = M::exists && sizeof(T) == 4;
 
-template <class M>
-void attend_by_matrix(const Problem& p, const Plan& plan, int64_t task, char* scratch) {
-  if constexpr (M::exists) attend_matrix<M>(p, plan, task, scratch);
-}
-
-template <class T>
+template <class T, class M = Engine>
 int64_t scratch_in(const Problem& p, const Plan& plan) {
   Workspace<T> work;
-  DecodeSpace<T> space;
-  int64_t bytes = plan.form == Form::decode ? set_up(p, nullptr, space) : set_up(p, plan, nullptr, work);
+  BriefSpace<T> brief;
+  DecodeSpace<T> decode;
+  int64_t bytes = 0;
+  switch (plan.form) {
+    case Form::tiled: bytes = set_up(p, plan, nullptr, work); break;
+    case Form::brief: bytes = set_up(p, plan, nullptr, brief); break;
+    case Form::decode: bytes = set_up(p, nullptr, decode); break;
+    case Form::matrix:
+      if constexpr (engaged<M, T>) bytes = matrix_scratch(p, plan);
+  }
   return most(bytes, up(p.Dv, lanes<T>) * sizeof(T));
+}
+
+template <class T, class M = Engine>
+void attend_in(const Problem& p, const Plan& plan, int64_t task, char* scratch) {
+  switch (plan.form) {
+    case Form::tiled: return attend_tiled<T>(p, plan, task, scratch);
+    case Form::brief: return attend_brief<T>(p, plan, task, scratch);
+    case Form::decode: return attend_decode<T>(p, plan, task, scratch);
+    case Form::matrix:
+      if constexpr (engaged<M, T>) return attend_matrix<M>(p, plan, task, scratch);
+  }
 }
 
 bool in_double(const Problem& p) { return p.type == Type::f64; }
 
 int64_t scratch(const Problem& p, const Plan& plan) {
-  if (plan.form == Form::matrix) return scratch_of_matrix<Engine>(p, plan);
   return in_double(p) ? scratch_in<double>(p, plan) : scratch_in<float>(p, plan);
 }
 
 void attend(const Problem& p, const Plan& plan, int64_t task, char* scratch) {
   FlushedSubnormals mode;
-  if (plan.form == Form::matrix) {
-    attend_by_matrix<Engine>(p, plan, task, scratch);
-  } else if (plan.form == Form::decode) {
-    in_double(p) ? attend_decode<double>(p, plan, task, scratch) : attend_decode<float>(p, plan, task, scratch);
-  } else {
-    in_double(p) ? attend_tiled<double>(p, plan, task, scratch) : attend_tiled<float>(p, plan, task, scratch);
-  }
+  in_double(p) ? attend_in<double>(p, plan, task, scratch) : attend_in<float>(p, plan, task, scratch);
 }
 
 void merge(const Problem& p, const Plan& plan, int64_t tile, char* scratch) {

@@ -1,0 +1,107 @@
+// choice.cpp - which form of kernel computes a problem: one table of measured crossover points.
+//
+// All from `python bench/run.py --calibrate`, one thread of a Xeon with AMX; ratios are times of the other form by the
+// time of the one chosen. The choice is a function of one (batch, head) problem, as the cut is.
+#include <atomic>
+#include <cstring>
+
+#include "backend.hpp"
+
+namespace harken {
+namespace {
+
+constexpr const char* form_names[] = {
+#define HARKEN_FORM(name) #name,
+    HARKEN_FORMS(HARKEN_FORM)
+#undef HARKEN_FORM
+};
+constexpr int forms = sizeof form_names / sizeof *form_names;
+std::atomic<int> forced_form{-1};
+
+// Up to so many queries every key is read once, with channels in lanes, rather than shared by queries in lanes.
+constexpr int64_t decode_queries = 12, decode_queries_narrow = 8;  // narrow: fewer than 64 channels
+constexpr int64_t narrow_channels = 64;
+
+// Brief holds the weights of all keys. Over tiled: 1.07 to 1.2 x up to 256 keys, 1.3 x when causal; AVX-512 with 512
+// keys 1.02 to 1.1, 768 1.00; AVX2 with 384 0.98. 16 channels 0.87, 24 0.74: the last register of a row holds zeros.
+constexpr int64_t most_brief_keys = 1024, brief_keys_a_lane = 32, brief_channels = 32;
+
+// The matrix engine packs keys and values first, which enough queries must share, and more of them where the other
+// forms multiply floats as they come. From here on it is ahead:
+struct Crossing {
+  int64_t queries, keys, pairs;  // at least; pairs = queries x keys
+};
+constexpr Crossing matrix_from[2][3] = {
+    // by terms of bfloat16; narrow, wide
+    {{5, 32, 320}, {24, 64, 0}, {100, 128, 0}},
+    {{5, 16, 256}, {16, 32, 1024}, {64, 64, 0}},
+};
+
+// Can it compute the problem at all?
+bool able(Form form, const Problem& p, const Backend& backend) {
+  switch (form) {
+    case Form::tiled: return true;
+    case Form::brief: return !p.weights.data && p.Lk <= most_brief_keys;
+    case Form::decode: return !p.weights.data;
+    case Form::
+        matrix:  // alibi puts the first keys far below the others; 16-bit numbers divided by a norm have more bits
+      return backend.engine && p.type != Type::f64 && !p.weights.data && !p.slopes.data &&
+             (p.score == Score::dot || p.type == Type::f32) && p.D > 0 && p.Dv > 0;
+  }
+  return false;
+}
+
+bool brief_pays(const Problem& p, const Backend& backend) {
+  const int64_t lanes = backend.tiling[p.type == Type::f64].lanes, idle = (lanes - p.Dv % lanes) % lanes;
+  return p.Lk <= brief_keys_a_lane * lanes && p.D >= brief_channels && p.Dv >= brief_channels && idle * 8 <= p.Dv;
+}
+
+bool matrix_pays(const Problem& p, const Backend& backend) {
+  const Crossing& from = matrix_from[p.D >= narrow_channels][terms_of(p) - 1];
+  return able(Form::matrix, p, backend) && p.Lq >= from.queries && p.Lk >= from.keys && p.Lq * p.Lk >= from.pairs;
+}
+
+// Over brief: 10 queries of 64 channels 0.6 to 0.9 x, 8 queries 1.1, but 8 queries and keys 0.5.
+bool decode_pays(const Problem& p, bool brief) {
+  if (brief && (p.Lq > 8 || (p.Lq > 4 && p.Lk <= 16))) return false;
+  return p.Lq <= (p.D < narrow_channels ? decode_queries_narrow : decode_queries);
+}
+
+Choice fastest(const Problem& p, const Backend& backend) {
+  static constexpr const char* products[] = {"one bfloat16 product on the matrix engine",
+                                             "float16 or two terms: three bfloat16 products on the matrix engine",
+                                             "float32 in three terms: six bfloat16 products on the matrix engine"};
+  if (p.weights.data) return {Form::tiled, "weights are asked for, which tiles of queries give"};
+  if (matrix_pays(p, backend)) return {Form::matrix, products[terms_of(p) - 1]};
+  const bool brief = brief_pays(p, backend);
+  if (decode_pays(p, brief)) return {Form::decode, "few queries: every key and value is read once"};
+  if (brief) return {Form::brief, "few keys: all of a query at once, without a running maximum"};
+  return {Form::tiled, "many queries: they lie along the lanes and share blocks of keys"};
+}
+
+}  // namespace
+
+int terms_of(const Problem& p) {
+  if (p.type == Type::bf16) return 1;
+  if (p.type == Type::f16) return 2;
+  return p.precision == Precision::medium ? 1 : p.precision == Precision::high ? 2 : 3;
+}
+
+Choice choose(const Problem& p, const Backend& backend) {
+  const int forced = forced_form.load(std::memory_order_relaxed);
+  if (forced >= 0 && able(Form(forced), p, backend)) return {Form(forced), "forced"};
+  return fastest(p, backend);
+}
+
+const char* name_of(Form form) { return form_names[int(form)]; }
+
+bool force_form(const char* name) {
+  for (int form = 0; form < forms; ++form) {
+    if (name && std::strcmp(name, form_names[form]) != 0) continue;
+    forced_form = name ? form : -1;
+    return true;
+  }
+  return false;
+}
+
+}  // namespace harken
