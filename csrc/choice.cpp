@@ -18,23 +18,30 @@ constexpr const char* form_names[] = {
 constexpr int forms = sizeof form_names / sizeof *form_names;
 std::atomic<int> forced_form{-1};
 
-// Up to so many queries every key is read once, with channels in lanes, rather than shared by queries in lanes.
-constexpr int64_t decode_queries = 12, decode_queries_narrow = 8;  // narrow: fewer than 64 channels
-constexpr int64_t narrow_channels = 64;
+constexpr int64_t narrow_channels = 64;  // fewer are narrow
+
+// Up to so many queries every key is read once, with channels in lanes. Tiled over decode: 10 queries and 1024 keys
+// 1.16 to 1.22 x, 12 and 4096 1.15; 8 and 1024 0.8 to 0.9 in AVX-512, 1.14 in AVX2.
+constexpr int64_t decode_queries = 8;
 
 // Brief holds the weights of all keys. Over tiled: 1.07 to 1.2 x up to 256 keys, 1.3 x when causal; AVX-512 with 512
 // keys 1.02 to 1.1, 768 1.00; AVX2 with 384 0.98. 16 channels 0.87, 24 0.74: the last register of a row holds zeros.
 constexpr int64_t most_brief_keys = 1024, brief_keys_a_lane = 32, brief_channels = 32;
+// Over decode from five queries on, 1.1 to 1.9 x, while the keys are few; decode reads 16-bit keys without a copy.
+constexpr int64_t brief_queries = 5, brief_key_numbers = 16384, brief_key_numbers_16_bit = 4096;
+// ... and from three (1.1 to 1.5 x) where rows of keys are short.
+constexpr int64_t handful_queries = 3, handful_keys = 16;
 
 // The matrix engine packs keys and values first, which enough queries must share, and more of them where the other
-// forms multiply floats as they come. From here on it is ahead:
+// forms multiply floats as they come. It is ahead from either of these on, by 1.0 to 1.2 x there and 1.5 (three terms)
+// to 5 (one) for long sequences.
 struct Crossing {
-  int64_t queries, keys, pairs;  // at least; pairs = queries x keys
+  int64_t queries, keys;
 };
-constexpr Crossing matrix_from[2][3] = {
-    // by terms of bfloat16; narrow, wide
-    {{5, 32, 320}, {24, 64, 0}, {100, 128, 0}},
-    {{5, 16, 256}, {16, 32, 1024}, {64, 64, 0}},
+constexpr Crossing matrix_from[2][3][2] = {
+    // one term            two                    three
+    {{{5, 64}, {32, 32}}, {{32, 128}, {64, 64}}, {{128, 128}, {128, 128}}},  // narrow
+    {{{5, 64}, {10, 32}}, {{24, 128}, {64, 48}}, {{64, 256}, {128, 96}}},    // wide
 };
 
 // Can it compute the problem at all?
@@ -57,14 +64,17 @@ bool brief_pays(const Problem& p, const Backend& backend) {
 }
 
 bool matrix_pays(const Problem& p, const Backend& backend) {
-  const Crossing& from = matrix_from[p.D >= narrow_channels][terms_of(p) - 1];
-  return able(Form::matrix, p, backend) && p.Lq >= from.queries && p.Lk >= from.keys && p.Lq * p.Lk >= from.pairs;
+  if (!able(Form::matrix, p, backend)) return false;
+  for (const Crossing& from : matrix_from[p.D >= narrow_channels][terms_of(p) - 1])
+    if (p.Lq >= from.queries && p.Lk >= from.keys) return true;
+  return false;
 }
 
-// Over brief: 10 queries of 64 channels 0.6 to 0.9 x, 8 queries 1.1, but 8 queries and keys 0.5.
 bool decode_pays(const Problem& p, bool brief) {
-  if (brief && (p.Lq > 8 || (p.Lq > 4 && p.Lk <= 16))) return false;
-  return p.Lq <= (p.D < narrow_channels ? decode_queries_narrow : decode_queries);
+  if (!brief) return p.Lq <= decode_queries;
+  if (p.Lk <= handful_keys && p.D < narrow_channels) return p.Lq < handful_queries;
+  const bool few = p.Lk * p.D <= (size_of(p.type) == 2 ? brief_key_numbers_16_bit : brief_key_numbers);
+  return p.Lq < brief_queries || (p.Lq <= decode_queries && !few);
 }
 
 Choice fastest(const Problem& p, const Backend& backend) {
