@@ -71,21 +71,21 @@ struct Pipeline {
     const int64_t steps = up(space.D, Terms<N>::depth) / Terms<N>::depth;
     float *S = space.S[parity], *S_next = space.S[parity ^ 1];
     char *P = space.P[parity], *P_previous = space.P[parity ^ 1];
-    Exponentials<M, N> rows = {current.extent, 0, S, P, nullptr, nullptr, 1, 1};
+    Exponentials<M, N> rows = {current.extent.parts, 0, S, P, nullptr, 1, 1};
     if (current.strip) {
       const bool done = modify_unit<N>(space, current, k1, S);
       rows.l = current.strip->l;
-      rows.whole = current.strip->whole;
       rows.factor = scaled_later<N> && !done ? float(current.strip->head->scale) : 1.f;
-      rows.count = current.extent.halves * tile_rows * current.extent.parts;
+      rows.rows = rows.left = current.extent.halves * tile_rows;
       rows.ticks = ticks * int((next.strip ? next.extent.halves * 2 * next.extent.parts * steps : 0) +
                                (previous.strip ? previous.extent.halves * (space.Dv / tile_rows + (N == 1)) : 0));
+      if (current.strip->whole) sum_exponentials<N>(S, current.extent, rows.factor, current.strip->whole);
     }
     if (next.strip) matrix_scores<M, N>(next.strip->Q, next.K, space.D, next.extent, S_next, rows);
     if (previous.strip) {
       Strip& strip = *previous.strip;
-      matrix_values<M, N>({P_previous, 64, tile_bytes, Terms<N>::tiles * tile_bytes}, previous.V, space.Dv,
-                          previous.extent, strip.O, strip.l, !strip.begun, rows);
+      matrix_values<M, N>({P_previous, 64, P_tile_bytes, tile_bytes}, previous.V, space.Dv, previous.extent, strip.O,
+                          strip.l, !strip.begun, rows);
       strip.begun = true;
     }
     rows.rest();

@@ -12,63 +12,70 @@ namespace {
 
 constexpr int strip_rows = 32;  // queries: two tiles
 
-// A unit of keys, as many as a step of the second product sums over: S [32][keys], P [2][tiles][16][32].
+// A unit of keys, as many as a step of the second product sums over: S [32][keys], P [tiles][32][32].
 template <int N>
 constexpr int unit_keys = Terms<N>::depth;
+constexpr int P_tile_bytes = 2 * tile_bytes;
 
 // How much of a unit there is: 16 rows or 32, 32 keys or 64. (With 65 keys, a whole second unit would take 43 % more.)
 struct Extent {
   int halves, parts;
 };
 
-// Rows of S on their way to rows of P, P = 2^(factor S), 32 keys at a time. With more terms than one l += P; with one
-// the engine sums P, as it is rounded: that spares the vector units, and errors of P leave the quotient O / l.
+// Rows of S on their way to rows of P, P = 2^(factor S). With more terms than one l += P; with one the engine sums P, as
+// it is rounded: that spares the vector units, and errors of P leave the quotient O / l.
 template <class M, int N>
 struct Exponentials {
-  Extent extent;
-  int count;  // rows x parts
+  int parts, left;  // rows
   const float* S;
   char* P;
-  float *l, *whole;  // [32][16]; whole: l before rounding, only where lse is asked for, with an exponential of its own
+  float* l;  // [32][16]
   float factor;
-  int ticks;  // how often tick() will be called
-  int next = 0, due = 0;
+  int ticks;  // how often tick() will be called, in all
+  int rows = left, due = 0;
 
   HARKEN_INLINE void one() {
-    const int shift = extent.parts - 1, r = next >> shift, part = next & shift;
-    const float* s = S + r * unit_keys<N> + part * 32;
-    char* to = P + (r / tile_rows * Terms<N>::tiles * tile_rows + r % tile_rows) * 64 + part * tile_bytes;
-    ++next;
-    F32 a = take(s), b = take(s + lanes<float>), low[N], high[N];
-    if constexpr (scaled_later<N>) {
-      a *= factor;
-      b *= factor;
-    }
-    if constexpr (N == 1) {
-      if (whole) {
-        float* sum = whole + r * lanes<float>;
-        put(sum, take(sum) + (exp2(a) + exp2(b)));
+    for (int part = 0; part < parts; ++part) {
+      F32 a = take(S + part * 32), b = take(S + part * 32 + lanes<float>), low[N], high[N];
+      if constexpr (scaled_later<N>) {
+        a *= factor;
+        b *= factor;
       }
-      low[0] = M::exp2_in_terms(Count<N>(), a);
-      high[0] = M::exp2_in_terms(Count<N>(), b);
-    } else {
       a = M::exp2_in_terms(Count<N>(), a);
       b = M::exp2_in_terms(Count<N>(), b);
-      float* sum = l + r * lanes<float>;
-      put(sum, take(sum) + (a + b));
-      split<N>(a, low);
-      split<N>(b, high);
-    }
+      if constexpr (N == 1) {
+        low[0] = a;
+        high[0] = b;
+      } else {
+        put(l, take(l) + (a + b));
+        split<N>(a, low);
+        split<N>(b, high);
+      }
 #pragma GCC unroll 3
-    for (int i = 0; i < N; ++i) put_words(to + i * tile_bytes, pairs(low[i], high[i]));
+      for (int i = 0; i < N; ++i) put_words(P + (part + i) * P_tile_bytes, pairs(low[i], high[i]));
+    }
+    S += unit_keys<N>;
+    P += 64;
+    l += lanes<float>;
+    --left;
   }
   HARKEN_INLINE void tick() {
-    for (due += count; due >= ticks; due -= ticks) one();
+    for (due += rows; due >= ticks; due -= ticks) one();
   }
   HARKEN_INLINE void rest() {
-    while (next < count) one();
+    while (left > 0) one();
   }
 };
+
+// l of P before it is rounded, where lse is asked for: sum[32][16] += 2^(factor S).
+template <int N>
+__attribute__((noinline)) void sum_exponentials(const float* S, const Extent& extent, float factor, float* sum) {
+  for (int r = 0; r < extent.halves * tile_rows; ++r)
+    for (int k = 0; k < extent.parts * 32; k += lanes<float>) {
+      float* at = sum + r * lanes<float>;
+      put(at, take(at) + exp2(take(S + r * unit_keys<N> + k) * factor));
+    }
+}
 
 // Where the tiles of a factor lie: rows, tiles along its depth, and the lower 16 rows.
 struct Tiles {
@@ -135,7 +142,7 @@ struct Factors {
 
 // S[32][unit_keys] = Q K^T
 template <class M, int N, class Beside>
-HARKEN_INLINE void matrix_scores(const Tiles& Q, const char* K, int64_t channels, Extent extent, float* S,
+HARKEN_INLINE void matrix_scores(const Tiles Q, const char* K, int64_t channels, Extent extent, float* S,
                                  Beside& beside) {
   using R = Factors<M, N>;
   constexpr int depth = Terms<N>::depth, step_bytes = R::tiles * tile_bytes;
@@ -167,7 +174,7 @@ HARKEN_INLINE void matrix_scores(const Tiles& Q, const char* K, int64_t channels
 
 // O[32][channels] += P V, or = where this is the first unit. With one term l[32][16] += P 1 too, alike in all columns.
 template <class M, int N, class Beside>
-HARKEN_INLINE void matrix_values(const Tiles& P, const char* V, int64_t channels, Extent extent, float* O, float* l,
+HARKEN_INLINE void matrix_values(const Tiles P, const char* V, int64_t channels, Extent extent, float* O, float* l,
                                  bool first, Beside& beside) {
   using R = Factors<M, N>;
   constexpr Register<0> upper;
