@@ -96,9 +96,9 @@ struct Factors {
   template <int half>
   static HARKEN_INLINE void take_a(const Tiles& from, int64_t step, bool odd = false) {
     const char* at = from.at + half * from.half + step * tiles * from.tile;
-    M::take(Register<a<half>>(), at, from.row);
-    if (!odd) M::take(Register<a<half> + 1>(), at + from.tile, from.row);
     if constexpr (N == 3) M::take(Register<a<half> + 2>(), at + 2 * from.tile, from.row);
+    if (!odd) M::take(Register<a<half> + 1>(), at + from.tile, from.row);
+    M::take(Register<a<half>>(), at, from.row);
   }
   static HARKEN_INLINE void take_b(const char* at) {
     M::take_past(Register<b>(), at, 64);
@@ -127,13 +127,13 @@ struct Factors {
       beside.tick();
     } else {
       M::multiply(sum, Register<a<half> + 2>(), H);
-      M::multiply(sum, h, Register<b + 2>());
-      beside.tick();
-      M::multiply(sum, m, L);
       M::multiply(sum, m, H);
       beside.tick();
-      M::multiply(sum, h, L);
       M::multiply(sum, h, H);
+      M::multiply(sum, m, L);
+      beside.tick();
+      M::multiply(sum, h, L);
+      M::multiply(sum, h, Register<b + 2>());
       beside.tick();
     }
   }
