@@ -106,21 +106,51 @@ inline F32 sums_of(const float* l) {
   return of_row;
 }
 
+constexpr float least_l = 0x1p-80f, most_l = 0x1p80f, least_O = 0x1p-90f;
+
 // Does the row stand? Its sum must be where no exponential overflowed and none that counts vanished; its O finite, and
 // with several terms large enough that their last ones did not vanish.
 template <int N>
 inline bool stands(float l, const float* O, int64_t Dv) {
-  if (!(l > 0x1p-80f && l < 0x1p80f)) return false;
+  if (!(l > least_l && l < most_l)) return false;
   F32 bad = {}, top = {};
   for (int64_t d = 0; d < Dv; d += lanes<float>) {
     bad += take(O + d) * 0.f;
     top = max(top, absolute(take(O + d)));
   }
   if (any(bad != bad)) return false;
-  return N == 1 || !any(top > F32{}) || any(top > fill(0x1p-90f) * l);
+  return N == 1 || !any(top > F32{}) || any(top > fill(least_O) * l);
 }
 
-template <int N>
+// All rows of a strip at once, where nothing is special; false: something is, and what was written does not count.
+template <int N, class E>
+inline bool write_strip(const Problem& p, const Plan& plan, const Task& task, const MatrixSpace& space,
+                        const Strip& strip, const float* l, const float* factor) {
+  const Head<float>& head = *strip.head;
+  auto sees = [&](int64_t i) {
+    const Interval of = seen(head.sight, i);
+    return most(of.first, task.k0) < least(of.end, task.k1);
+  };
+  if (plan.ranges > 1 || head.has_sink || strip.again || !strip.begun || p.Dv != space.Dv) return false;
+  if (head.out.col != sizeof(E) || !sees(strip.i0) || !sees(strip.i0 + strip.n - 1)) return false;
+  F32 bad = {};
+  for (int r = 0; r < strip.n; ++r) {
+    if (!(l[r] > least_l && l[r] < most_l)) return false;
+    const float* O = strip.O + r * space.Dv;
+    E* to = (E*)head.out.at(strip.i0 + r, 0);
+    F32 top = {};
+    for (int64_t d = 0; d < space.Dv; d += lanes<float>) {
+      const F32 x = take(O + d);
+      bad += x * 0.f;
+      if (N > 1) top = max(top, absolute(x));
+      put(to + d, x * factor[r]);
+    }
+    if (N > 1 && !any(top > fill(least_O) * l[r])) return false;
+  }
+  return !any(bad != bad);
+}
+
+template <int N, class E>
 inline void finish_strip(const Problem& p, const Plan& plan, const Task& task, MatrixSpace& space, Strip& strip) {
   const Head<float>& head = *strip.head;
   const bool split = plan.ranges > 1;
@@ -130,6 +160,11 @@ inline void finish_strip(const Problem& p, const Plan& plan, const Task& task, M
     put(l + r, sum);
     put(factor + r, 1.f / sum);
     if (strip.whole) put(whole + r, sums_of<2>(strip.whole + r * lanes<float>));
+  }
+  if (write_strip<N, E>(p, plan, task, space, strip, l, factor)) {
+    if (head.lse.data)
+      for (int r = 0; r < strip.n; ++r) finish_lse(head, strip.i0 + r, 0, strip.whole ? whole[r] : l[r]);
+    return;
   }
   for (int r = 0; r < strip.n; ++r) {
     float* O = strip.O + r * space.Dv;
@@ -228,7 +263,7 @@ inline void attend_strips(const Problem& p, const Plan& plan, const Task& task, 
     pipeline.advance({});
     pipeline.advance({});
   }
-  for (int s = 0; s < strips; ++s) finish_strip<N>(p, plan, task, space, space.strips[s]);
+  for (int s = 0; s < strips; ++s) finish_strip<N, E>(p, plan, task, space, space.strips[s]);
 }
 
 // A storage type comes in the terms that it needs, float also in fewer.
