@@ -70,7 +70,7 @@ Plan cut(const Problem& p, const Backend& backend, int asked) {
   plan.tasks = p.batches * plan.heads * plan.tiles * plan.ranges;
   int64_t rows = plan.tile_rows * (grouped ? group : 1);
   int64_t width = p.type == Type::f64 ? 8 : 4;
-  plan.partial_bytes = split ? (rows * (p.Dv + 2) * width + 63) / 64 * 64 : 0;
+  plan.partial_bytes = split ? (rows * (p.Dv + 3) * width + 63) / 64 * 64 : 0;
   plan.partials = nullptr;
   plan.first_task = 0;
 

@@ -118,7 +118,7 @@ inline void leave_partial(const Problem& p, const Partial<T>& to, const Queries<
   for (int64_t r = 0; r < q.n; ++r) {
     if (only && !only[r]) continue;
     to.m[row + r] = q.m[r];
-    to.l[row + r] = q.l[r];
+    to.l[row + r] = to.whole[row + r] = q.l[r];
     if (only)
       for (int64_t d = 0; d < p.Dv; ++d) to.O[(row + r) * p.Dv + d] = q.O[d * q.width + r];
   }

@@ -270,7 +270,7 @@ inline void finish(const Problem& p, const Plan& plan, const Task& task, const H
     if (plan.ranges > 1) {
       Partial<T> to = partial_at<T>(p, plan, task.index);
       to.m[row] = m;
-      to.l[row] = l;
+      to.l[row] = to.whole[row] = l;
       __builtin_memcpy(to.O + row * p.Dv, rows.O + r * Dv, p.Dv * sizeof(T));
     } else if (i < head.queries) {
       finish_row(p, head, i, m, l, rows.O + r * Dv);

@@ -8,24 +8,25 @@
 namespace harken {
 namespace {
 
-// (m, l, O) of the rows of one task, as ranges leave them: m[rows], l[rows], O[rows][Dv].
+// (m, l, O) of the rows of one task, as ranges leave them: m[rows], l[rows], O[rows][Dv]. lse comes from `whole`, which
+// is l where that is not the sum of rounded weights.
 template <class T>
 struct Partial {
-  T *m, *l, *O;
+  T *m, *l, *whole, *O;
 };
 
 template <class T>
 inline Partial<T> partial_at(const Problem& p, const Plan& plan, int64_t task) {
-  int64_t rows = (plan.partial_bytes / sizeof(T)) / (p.Dv + 2);
+  int64_t rows = (plan.partial_bytes / sizeof(T)) / (p.Dv + 3);
   T* m = (T*)(plan.partials + (task - plan.first_task) * plan.partial_bytes);
-  return {m, m + rows, m + 2 * rows};
+  return {m, m + rows, m + 2 * rows, m + 3 * rows};
 }
 
 template <class T>
 inline void blank_partial(const Problem& p, const Partial<T>& to, int64_t row, int64_t n) {
   for (int64_t r = row; r < row + n; ++r) {
     to.m[r] = -infinity;
-    to.l[r] = 0;
+    to.l[r] = to.whole[r] = 0;
     for (int64_t d = 0; d < p.Dv; ++d) to.O[r * p.Dv + d] = 0;
   }
 }
@@ -75,7 +76,7 @@ inline void merge_ranges(const Problem& p, const Plan& plan, int64_t tile, char*
         T m = partial_at<T>(p, plan, task.index + r).m[row];
         M = m > M ? m : M;
       }
-      double l = 0;
+      double l = 0, whole = 0;
       for (int64_t d = 0; d < p.Dv; ++d) O[d] = 0;
       for (int64_t r = 0; r < plan.ranges; ++r) {
         Partial<T> part = partial_at<T>(p, plan, task.index + r);
@@ -83,9 +84,11 @@ inline void merge_ranges(const Problem& p, const Plan& plan, int64_t tile, char*
         if (m == -infinity && part.l[row] == 0) continue;  // no key of this range is seen
         T a = m == M ? T(1) : T(__builtin_exp2(double(m) - double(M)));
         l += double(a) * double(part.l[row]);
+        whole += double(a) * double(part.whole[row]);
         for (int64_t d = 0; d < p.Dv; ++d) O[d] += a * part.O[row * p.Dv + d];
       }
       finish_row(p, head, i, M, l, O);
+      if (head.lse.data && whole != l) finish_lse(head, i, M, whole);
     }
   }
 }

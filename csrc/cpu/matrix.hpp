@@ -184,6 +184,7 @@ inline void finish_strip(const Problem& p, const Plan& plan, const Task& task, M
       Partial<float> to = partial_at<float>(p, plan, task.index);
       to.m[strip.row + r] = m;
       to.l[strip.row + r] = l[r];
+      to.whole[strip.row + r] = strip.whole && !none ? whole[r] : l[r];
       __builtin_memcpy(to.O + (strip.row + r) * p.Dv, O, p.Dv * sizeof(float));
       continue;
     }
