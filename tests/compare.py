@@ -85,7 +85,7 @@ def check(q: Array, k: Array, v: Array, *, weights: bool = True, **options: Any)
     # four, of s, m, log l and their sum. This matters where NumPy happens to err by less, as in a row of one key.
     rounding = ulp(lse.dtype, max(1.0, _largest(truth[1])))
     slack = rounding * _largest(v)
-    # A matrix engine multiplies float16 as two bfloat16 terms, without the product of the second ones: 2^-17 of a logit.
+    # A matrix engine takes float16 as two bfloat16 terms, and leaves out the product of the second: 2^-17 of a logit.
     lse_slack = 4 * rounding + (2.0**-16 * max(1.0, _largest(truth[1])) if q.dtype == np.float16 else 0)
     close(f"out of {call}", out, naive[0], truth[0], slack)
     close(f"lse of {call}", lse, naive[1], truth[1], lse_slack)

@@ -22,8 +22,8 @@ struct Extent {
   int halves, parts;
 };
 
-// Rows of S on their way to rows of P, P = 2^(factor S). With more terms than one l += P; with one the engine sums P, as
-// it is rounded: that spares the vector units, and errors of P leave the quotient O / l.
+// Rows of S on their way to rows of P, P = 2^(factor S). With more terms than one l += P; with one the engine sums P,
+// as it is rounded: that spares the vector units, and errors of P leave the quotient O / l.
 template <class M, int N>
 struct Exponentials {
   int parts, left;  // rows

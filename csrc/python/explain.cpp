@@ -25,13 +25,16 @@ py::object plan_of(const Request& request) {
   const Problem& problem = request.problem;
   const Backend& backend = chosen();
   const Plan plan = cut(problem, backend, request.threads);
-  const py::str precision =
-      request.precision == std::string("highest")
+  static const char* const names[] = {"highest", "high", "medium"};
+  const bool fewer_terms = plan.form == Form::matrix && problem.type == Type::f32;
+  const char* const precision = names[fewer_terms ? 3 - plan.terms : 0];
+  const py::str why =
+      precision == std::string(request.precision)
           ? py::str("what was asked for")
-          : py::str("{!r} was asked for, and no backend of this build has faster products").format(request.precision);
+          : py::str("{!r} was asked for, and this form multiplies numbers as they are").format(request.precision);
   return py::module_::import("harken.explain")
       .attr("Plan")("backend"_a = backend.name, "form"_a = name_of(plan.form), "dtype"_a = name_of(problem.type),
-                    "computed_in"_a = problem.type == Type::f64 ? "float64" : "float32", "precision"_a = "highest",
+                    "computed_in"_a = problem.type == Type::f64 ? "float64" : "float32", "precision"_a = precision,
                     "q"_a = shape_or_none(request, argument::q), "k"_a = shape_or_none(request, argument::k),
                     "v"_a = shape_or_none(request, argument::v), "batches"_a = problem.batches, "heads"_a = plan.heads,
                     "tiles"_a = plan.tiles, "tile_rows"_a = plan.tile_rows, "ranges"_a = plan.ranges,
@@ -39,8 +42,7 @@ py::object plan_of(const Request& request) {
                     "threads"_a = plan.threads, "scratch_bytes"_a = plan.scratch_bytes,
                     "partial_bytes"_a = plan.partial_bytes * plan.ranges * plan.wave,
                     "converted"_a = converted(request), "why_backend"_a = why_backend(), "why_form"_a = plan.why_form,
-                    "why_ranges"_a = plan.why_ranges, "why_threads"_a = plan.why_threads,
-                    "why_precision"_a = precision);
+                    "why_ranges"_a = plan.why_ranges, "why_threads"_a = plan.why_threads, "why_precision"_a = why);
 }
 
 }  // namespace

@@ -27,7 +27,7 @@ class Plan:
     """The instruction set that computes."""
     form: str
     """"tiled": many queries at once meet blocks of keys; "brief": few keys, all of a query at once; "decode": few
-    queries, every key is read once."""
+    queries, every key is read once; "matrix": many queries and a matrix engine."""
     dtype: str
     """Of q, k, v and the result."""
     computed_in: str
