@@ -128,7 +128,7 @@ def test_scores_far_below_zero_are_done_again(dtype: Dtype) -> None:
     check(q, k, v, weights=False, bias=bias)
 
 
-@pytest.mark.parametrize("size", [1e30, 1e19, 1e-30, 1e-34])
+@pytest.mark.parametrize("size", [1e30, 1e19, 1e-19, 1e-30])
 def test_numbers_that_terms_do_not_hold(size: float) -> None:
     q, k, v = qkv(np.float32, 40, 100, D=32)
     check(q, k, v * np.float32(size), weights=False)
