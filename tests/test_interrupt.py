@@ -129,7 +129,7 @@ def from_a_handler(threads: int) -> list[bool]:
         )
 
     signal.signal(signal.SIGALRM, handler)
-    q = np.random.default_rng(0).standard_normal((8, 3000, 64)).astype(np.float32)
+    q = np.random.default_rng(0).standard_normal((8, 6000, 64)).astype(np.float32)
     whole = harken.attention(q, q, q)
     signal.setitimer(signal.ITIMER_REAL, 0.03, 0.03)
     during = 0
