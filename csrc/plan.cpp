@@ -39,9 +39,9 @@ Plan cut(const Problem& p, const Backend& backend, int asked) {
   plan.why_form = choice.why;
   const bool decode = plan.form == Form::decode;
   const bool matrix = plan.form == Form::matrix, grouped = decode || matrix;
-  const int64_t group = p.Hkv ? p.Hq / p.Hkv : 0;
+  const int64_t group = p.Hq / p.Hkv;
   plan.terms = matrix ? terms_of(p) : 0;
-  plan.heads = grouped ? p.Hkv : p.Hq;
+  plan.heads = grouped && group > 0 ? p.Hkv : p.Hq;  // keys without a query head are no task
   int64_t rows_a_task = task_queries;
   switch (plan.form) {
     case Form::tiled: plan.key_block = tiled_block; break;

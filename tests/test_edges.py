@@ -214,3 +214,11 @@ def test_no_warning_and_no_trap(backend: str, dtype: Dtype) -> None:
             harken.attention(q, k, v, kv_lengths=0, return_lse=True)
             harken.attention(q, k, put(v, (..., 5, 2), np.inf), bias=np.full(Lk, -np.inf), return_lse=True)
             harken.attention(put(q, (..., 1, 2), np.nan), k, v, softcap=1e-30, return_lse=True, return_weights=True)
+
+
+@pytest.mark.parametrize("key_heads", [0, 1, 3])
+@pytest.mark.parametrize("Lq", [1, 20, 1000])
+def test_no_query_head_is_no_task(backend: str, dtype: Dtype, Lq: int, key_heads: int) -> None:
+    q, (k, v) = ones((0, Lq, 4), dtype), np.ones((2, key_heads, 130, 4), dtype)
+    assert harken.explain(q, k, v).tasks == 0
+    assert harken.attention(q, k, v).shape == (0, Lq, 4)
