@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import harken
+from harken._load import core
 
 Array = NDArray[Any]
 
@@ -26,6 +27,16 @@ def forced(backend: str) -> Iterator[str]:
         yield backend
     finally:
         harken.set_backend(None)
+
+
+@contextmanager
+def in_form(name: str, then: str | None = None) -> Iterator[None]:
+    """Inside, every call that is able takes this form of kernel; after it, `then`, or harken chooses again."""
+    core._set_form(name)
+    try:
+        yield
+    finally:
+        core._set_form(then)
 
 
 def qkv(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compare import Array, check, poisoned, qkv, same_bits
+from compare import Array, check, in_form, poisoned, qkv, same_bits
 
 import harken
 from harken._load import core
@@ -18,17 +18,14 @@ Dtype = np.dtype[Any]
 @pytest.fixture(autouse=True)
 def brief() -> Iterator[None]:
     """Every call takes this form, where the plan would choose another one too."""
-    core._set_form("brief")
-    yield
-    core._set_form(None)
+    with in_form("brief"):
+        yield
 
 
 def tiled(*arguments: Array, **options: Any) -> Any:
     """The same call in the form that keeps a running maximum."""
-    core._set_form("tiled")
-    result = harken.attention(*arguments, **options)
-    core._set_form("brief")
-    return result
+    with in_form("tiled", then="brief"):
+        return harken.attention(*arguments, **options)
 
 
 def test_it_is_chosen_where_keys_are_few(backend: str, dtype: Dtype) -> None:

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from child import in_child
-from compare import DTYPES, Array, forced, poisoned, qkv, same_bits
+from compare import DTYPES, Array, forced, in_form, poisoned, qkv, same_bits
 
 import harken
-from harken._load import core
 
 Dtype = np.dtype[Any]
 
@@ -46,9 +45,8 @@ def form_is_forced(request: pytest.FixtureRequest) -> Iterator[None]:
     chosen = request.getfixturevalue("backend"), request.getfixturevalue("dtype")
     if name == "matrix" and (chosen[0] != "amx" or chosen[1] == np.float64):
         pytest.skip("no matrix engine for that")
-    core._set_form(name)
-    yield
-    core._set_form(None)
+    with in_form(name):
+        yield
 
 
 def call(form: str, dtype: Dtype, kind: str = "everything") -> tuple[Array, Array, Array, dict[str, Any]]:
@@ -209,12 +207,10 @@ def digest(threads: int) -> str:
     harken.set_num_threads(threads)
     total = hashlib.sha256()
     for name, dtype, form in itertools.product(harken.backends(), DTYPES.values(), FORMS):
-        with forced(name):
-            core._set_form(FORMS[form][1][0])
+        with forced(name), in_form(FORMS[form][1][0]):
             q, k, v, options = call(form, dtype)
             for result in attend(q, k, v, options):
                 total.update(result.tobytes())
-            core._set_form(None)
     harken.set_num_threads(None)
     return total.hexdigest()
 

@@ -8,7 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from compare import DTYPES, Array, check, forced, poisoned, qkv, same_bits
+from compare import DTYPES, Array, check, forced, in_form, poisoned, qkv, same_bits
 
 import harken
 from harken._load import core
@@ -22,10 +22,8 @@ pytestmark = pytest.mark.skipif("amx" not in harken.backends(), reason="no matri
 @pytest.fixture(autouse=True)
 def matrix() -> Iterator[None]:
     """Every call takes the form, on the backend that has it."""
-    with forced("amx"):
-        core._set_form("matrix")
+    with forced("amx"), in_form("matrix"):
         yield
-        core._set_form(None)
 
 
 @pytest.fixture(params=HELD)
@@ -34,10 +32,8 @@ def dtype(request: pytest.FixtureRequest) -> Dtype:
 
 
 def tiled(*arguments: Array, **options: Any) -> Any:
-    core._set_form("tiled")
-    result = harken.attention(*arguments, **options)
-    core._set_form("matrix")
-    return result
+    with in_form("tiled", then="matrix"):
+        return harken.attention(*arguments, **options)
 
 
 def relative(out: Array, truth: Array) -> float:

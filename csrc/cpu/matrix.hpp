@@ -98,12 +98,15 @@ struct Pipeline {
 // l of 16 rows.
 template <int N>
 inline F32 sums_of(const float* l) {
-  F32 x[lanes<float>];
-  for (int r = 0; r < lanes<float>; ++r) x[r] = take(l + r * lanes<float>);
-  if constexpr (N > 1) return sums(x);
-  F32 of_row = {};
-  for (int r = 0; r < lanes<float>; ++r) of_row[r] = l[r * lanes<float>];
-  return of_row;
+  if constexpr (N == 1) {  // alike in all columns
+    F32 of_row = {};
+    for (int r = 0; r < lanes<float>; ++r) of_row[r] = l[r * lanes<float>];
+    return of_row;
+  } else {
+    F32 x[lanes<float>];
+    for (int r = 0; r < lanes<float>; ++r) x[r] = take(l + r * lanes<float>);
+    return sums(x);
+  }
 }
 
 constexpr float least_l = 0x1p-80f, most_l = 0x1p80f, least_O = 0x1p-90f;

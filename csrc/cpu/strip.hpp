@@ -29,12 +29,9 @@ struct MatrixSpace {
   uint64_t* left_out;  // of each unit of the block: keys whose values are not finite
   Head<float>* heads;
   Strip* strips;
-  int strip_count;
   char* redo;
   int64_t D, Dv;  // in whole tiles
 };
-
-inline int64_t strips_a_head(const Plan& plan) { return (plan.tile_rows + strip_rows - 1) / strip_rows; }
 
 template <int N>
 inline int64_t set_up(const Problem& p, const Plan& plan, char* from, MatrixSpace& space) {
@@ -61,9 +58,9 @@ inline int64_t set_up(const Problem& p, const Plan& plan, char* from, MatrixSpac
     for (int64_t d = 0; d < most(D, Dv); ++d) space.zeros[d] = 0;
   space.left_out = (uint64_t*)bytes(block / unit_keys<N> * sizeof(uint64_t));
   space.heads = (Head<float>*)bytes(group * sizeof(Head<float>));
-  space.strip_count = int(group * strips_a_head(plan));
-  space.strips = (Strip*)bytes(space.strip_count * sizeof(Strip));
-  for (int s = 0; s < space.strip_count; ++s) {
+  const int64_t strips = group * ((plan.tile_rows + strip_rows - 1) / strip_rows);
+  space.strips = (Strip*)bytes(strips * sizeof(Strip));
+  for (int64_t s = 0; s < strips; ++s) {
     Strip strip = {};
     strip.packed = bytes(Q_bytes);
     strip.O = floats(strip_rows * Dv);
