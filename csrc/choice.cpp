@@ -24,10 +24,6 @@ constexpr int64_t narrow_channels = 64;  // fewer are narrow
 // 1.16 to 1.22 x, 12 and 4096 1.15; 8 and 1024 0.8 to 0.9 in AVX-512, 1.14 in AVX2.
 constexpr int64_t decode_queries = 8;
 
-// The other forms sum all channels of a score in one chain, decode in 16: with 10 queries and keys of 512 channels the
-// chain erred by 3.5 times as much as NumPy does. Brief would take 3.3 us there, decode takes 5.5.
-constexpr int64_t longest_chain = 256, long_chain_queries = 12;
-
 // Brief holds the weights of all keys. Over tiled: 1.07 to 1.2 x up to 256 keys, 1.3 x when causal; AVX-512 with 512
 // keys 1.02 to 1.1, 768 1.00; AVX2 with 384 0.98. 16 channels 0.87, 24 0.74: the last register of a row holds zeros.
 constexpr int64_t most_brief_keys = 1024, brief_keys_a_lane = 32, brief_channels = 32;
@@ -79,7 +75,6 @@ bool matrix_pays(const Problem& p, const Backend& backend) {
 }
 
 bool decode_pays(const Problem& p, bool brief) {
-  if (p.D > longest_chain && p.Lq <= long_chain_queries) return true;
   if (!brief) return p.Lq <= decode_queries;
   if (p.Lk <= handful_keys && p.D < narrow_channels) return p.Lq < handful_queries;
   const bool few = p.Lk * p.D <= (size_of(p.type) == 2 ? brief_key_numbers_16_bit : brief_key_numbers);

@@ -41,7 +41,7 @@ __attribute__((noinline)) void weight_tile(const T* K, int64_t step, const Panel
                                            T* l, const Bounds<T>& bounds, int64_t key) {
   const int64_t width = P.width, apart = P.apart;
   Lanes<T> s[R][C] = {};
-  multiply<T, R, C>(K, step, 1, Q.at, Q.width, D, s, Q.apart);
+  multiply_in_chains<T, R, C>(K, step, Q.at, Q.width, D, s, P.at, width, Q.apart, apart);
   if (bounds.first) {
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) {

@@ -40,6 +40,36 @@ HARKEN_INLINE void multiply(const T* a, int64_t row, int64_t step, const T* b, i
   }
 }
 
+// Channels of a score that are summed in one chain; the sums of longer ones are taken apart and added. One chain of 512
+// erred by 3.5 times as much as NumPy does.
+constexpr int64_t chain = 128;
+
+// As multiply, for S = K Q; what the chains before gave waits where S will stand.
+template <class T, int R, int C>
+HARKEN_INLINE void multiply_in_chains(const T* K, int64_t step, const T* Q, int64_t width, int64_t D,
+                                      Lanes<T> (&sum)[R][C], T* S, int64_t S_width, int64_t Q_apart = lanes<T>,
+                                      int64_t S_apart = lanes<T>) {
+  for (bool first = true;; first = false) {
+    multiply<T, R, C>(K, step, 1, Q, width, D < chain ? D : chain, sum, Q_apart);
+    if (!first)
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) sum[r][c] += take(S + r * S_width + c * S_apart);
+    if (D <= chain) return;
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) {
+        put(S + r * S_width + c * S_apart, sum[r][c]);
+        sum[r][c] = Lanes<T>{};
+      }
+    K += chain;
+    Q += chain * width;
+    D -= chain;
+  }
+}
+
 // S[k] = seed + sum_d K[k][d] Q[d] for R keys, and the running maximum of each column.
 template <class T, int R, int C>
 __attribute__((noinline)) void score_tile(const T* K, int64_t step, const T* Q, int64_t width, int64_t D, T* S,
@@ -51,7 +81,7 @@ __attribute__((noinline)) void score_tile(const T* K, int64_t step, const T* Q, 
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) sum[r][c] = start;
   }
-  multiply<T, R, C>(K, step, 1, Q, width, D, sum);
+  multiply_in_chains<T, R, C>(K, step, Q, width, D, sum, S, width);
 #pragma GCC unroll 4
   for (int c = 0; c < C; ++c) {
     Lanes<T> m = take(top + c * lanes<T>);
