@@ -157,6 +157,8 @@ inline bool absorb_keys(const Problem& p, const Task& task, const Head<T>* heads
     if (copy) {
       at.K = (const E*)compact(head.K, k, n, p.D, D, head.cosine, work.K).at;
       at.V = (const E*)compact(head.V, k, n, p.Dv, Dv, false, work.V).at;
+      if (head.K.type == Type::bf16) part(work.K, n, D);
+      if (head.V.type == Type::bf16) part(work.V, n, Dv);
       at.K_step = D;
       at.V_step = Dv;
     }
@@ -250,6 +252,7 @@ inline void start(const Problem& p, const Head<T>* heads, const DecodeRows<T>& r
     T* q = rows.Q + r * D;
     compact(head.Q, of_task % p.Lq, 1, p.D, D, head.cosine, q);
     for (int64_t d = 0; d < D; d += lanes<T>) put(q + d, take(q + d) * fill(T(head.scale)));
+    if (head.K.type == Type::bf16) part(q, 1, D);
   }
   for (int64_t d = 0; d < rows.count * Dv; d += lanes<T>) put(rows.O + d, Lanes<T>{});
   put(rows.m, fill(T(-infinity)));
@@ -265,6 +268,7 @@ inline void finish(const Problem& p, const Plan& plan, const Task& task, const H
   for (int r = 0; r < rows.count && rows.r0 + r <= rows.last; ++r) {
     int64_t row = rows.r0 + r, i = row % p.Lq;
     const Head<T>& head = heads[row / p.Lq];
+    if (head.V.type == Type::bf16) join(rows.O + r * Dv, 1, Dv);
     T m = rows.m[r * keys], l = 0;
     for (int k = 0; k < lanes<T>; ++k) l += rows.l[k / keys * lanes<T> + r * keys + k % keys];
     if (plan.ranges > 1) {

@@ -28,6 +28,41 @@ struct Ahead {
   }
 };
 
+// Two registers of a row at once, and in which order: neighbours apart for bfloat16, where a shift and a mask are all
+// that it takes (4 instructions with one register after the other), else as they lie.
+template <class S, class F>
+HARKEN_INLINE void take_two(const S* at, F& first, F& second) {
+  first = take(at);
+  second = take(at + sizeof(F) / sizeof(first[0]));
+}
+HARKEN_INLINE void take_two(const bf16* at, F32& even, F32& odd) {
+  const Bits32 both = (Bits32)take((const float*)at);
+  even = (F32)(both << 16);
+  odd = (F32)(both & 0xffff0000u);
+}
+
+// Rows of T as take_two gives those of bfloat16: of each two registers the even numbers, then the odd ones; and back.
+template <class T>
+inline void part(T* rows, int64_t n, int64_t count) {
+  T even[lanes<T>], odd[lanes<T>];
+  for (; n > 0; --n, rows += count)
+    for (int64_t d = 0; d + 2 * lanes<T> <= count; d += 2 * lanes<T>) {
+      for (int i = 0; i < lanes<T>; ++i) even[i] = rows[d + 2 * i], odd[i] = rows[d + 2 * i + 1];
+      put(rows + d, take(even));
+      put(rows + d + lanes<T>, take(odd));
+    }
+}
+template <class T>
+inline void join(T* rows, int64_t n, int64_t count) {
+  for (; n > 0; --n, rows += count)
+    for (int64_t d = 0; d + 2 * lanes<T> <= count; d += 2 * lanes<T>) {
+      T both[2 * lanes<T>];
+      for (int i = 0; i < lanes<T>; ++i) both[2 * i] = rows[d + i], both[2 * i + 1] = rows[d + lanes<T> + i];
+      put(rows + d, take(both));
+      put(rows + d + lanes<T>, take(both + lanes<T>));
+    }
+}
+
 // S[k][r] = q_r . k for n keys from K; a register of scores for every lanes / R keys. Keys past n repeat the last one.
 template <class T, class E, int R>
 __attribute__((noinline)) void scores_of_rows(const E* K, int64_t step, int n, const T* Q, int64_t D, T* S,
@@ -45,17 +80,32 @@ __attribute__((noinline)) void scores_of_rows(const E* K, int64_t step, int n, c
 
     Lanes<T> sum[R * keys] = {};
     auto add = [&](auto key) __attribute__((always_inline)) {
-      for (int64_t d = 0; d < D; d += lanes<T>) {
-        Lanes<T> q[R];
+      int64_t d = 0;
+      for (; d + 2 * lanes<T> <= D; d += 2 * lanes<T>) {
+        Lanes<T> q[R], next[R];
 #pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) q[r] = take(Q + r * D + d);
+        for (int r = 0; r < R; ++r) {
+          q[r] = take(Q + r * D + d);
+          next[r] = take(Q + r * D + d + lanes<T>);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < keys; ++i) {
+          Lanes<T> x, y;
+          take_two(key(i) + d, x, y);
+#pragma GCC unroll 4
+          for (int r = 0; r < R; ++r) {
+            sum[r * keys + i] += q[r] * x;
+            sum[r * keys + i] += next[r] * y;
+          }
+        }
+      }
+      if (d < D)
 #pragma GCC unroll 16
         for (int i = 0; i < keys; ++i) {
           Lanes<T> x = take(key(i) + d);
 #pragma GCC unroll 4
-          for (int r = 0; r < R; ++r) sum[r * keys + i] += q[r] * x;
+          for (int r = 0; r < R; ++r) sum[r * keys + i] += take(Q + r * D + d) * x;
         }
-      }
     };
     if (last) {
       add([&](int i) __attribute__((always_inline)) { return odd[i]; });
@@ -78,11 +128,20 @@ __attribute__((noinline)) void values_of_rows(const E* V, int64_t step, int n, c
       Lanes<T> weight[R];
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) weight[r] = fill(P[r * keys + i]);
-#pragma GCC unroll 16
-      for (int x = 0; x < X; ++x) {
-        Lanes<T> v = take(V + x * lanes<T>);
+      if constexpr (X == 1) {
+        Lanes<T> v = take(V);
 #pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) sum[r][x] += weight[r] * v;
+        for (int r = 0; r < R; ++r) sum[r][0] += weight[r] * v;
+      }
+#pragma GCC unroll 8
+      for (int x = 0; x + 1 < X; x += 2) {
+        Lanes<T> v, w;
+        take_two(V + x * lanes<T>, v, w);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+          sum[r][x] += weight[r] * v;
+          sum[r][x + 1] += weight[r] * w;
+        }
       }
     }
 #pragma GCC unroll 4
@@ -110,13 +169,24 @@ template <class T, class E, int R>
 inline void selected_values_of_rows(const E* V, int64_t step, int n, const T* P, const T* seen, T* O, int64_t Dv) {
   constexpr int keys = keys_in<T, R>;
   for (int r = 0; r < R; ++r)
-    for (int64_t d = 0; d < Dv; d += lanes<T>) {
-      Lanes<T> sum = {};
+    for (int64_t d = 0; d < Dv; d += 2 * lanes<T>) {
+      const bool two = d + lanes<T> < Dv;
+      Lanes<T> sum = {}, next = {};
       for (int k = 0; k < n; ++k) {
         int64_t at = k / keys * lanes<T> + r * keys + k % keys;
-        if (seen[at] == 0) sum += fill(P[at]) * take(V + k * step + d);
+        if (seen[at] != 0) continue;
+        Lanes<T> v, w = {};
+        if (two) {
+          take_two(V + k * step + d, v, w);
+        } else {
+          v = take(V + k * step + d);
+        }
+        sum += fill(P[at]) * v;
+        next += fill(P[at]) * w;
       }
-      put(O + r * Dv + d, take(O + r * Dv + d) + sum);
+      T* to = O + r * Dv + d;
+      put(to, take(to) + sum);
+      if (two) put(to + lanes<T>, take(to + lanes<T>) + next);
     }
 }
 
