@@ -124,6 +124,16 @@ def test_mistakes(argv: list[str], message: str) -> None:
     assert not list(Path().glob("*out.npz*")), "a file is left behind"
 
 
+def test_a_full_disk_leaves_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = set(Path().iterdir())
+    monkeypatch.setattr(np.lib.format, "write_array", full)
+    assert "No space left" in call("onnx", "layer.onnx", *INPUTS, "-o", "out.npz", code=2)[1]
+    assert set(Path().iterdir()) == before
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -50,8 +50,9 @@ class Attention(Operator):
     """Attention of opsets 23, 24 and 25, by `harken.attention`.
 
     The softmax is computed in float32, in float64 for float64 input or `softmax_precision`, and the result is rounded
-    once: never less exact than the model asks for. The score of every pair, mode 0 to 2 of `qk_matmul_output`, is made
-    by a product in NumPy where it is asked for; no (Lq, Lk) array exists where it is not.
+    once: never less exact than the model asks for. Modes 0 to 2 of `qk_matmul_output` are a product in NumPy where they
+    are asked for; no (Lq, Lk) array exists where they are not. The rules are those of ONNX 1.23, which mended older
+    ones: the softcap comes before the mask, causality counts from the past, and a row that sees nothing is 0.
     """
 
     def _run(
