@@ -21,6 +21,8 @@ LLAMA31 = {
     "original_max_position_embeddings": 8192,
 }
 
+YARN = {"factor": 4.0, "original_max_position_embeddings": 4096}
+
 
 def tokens(*shape: int, dtype: Any = np.float32, seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
@@ -200,7 +202,22 @@ def llama3(f: float) -> float:
     return (1 - smooth) * f / 8 + smooth * f
 
 
-@pytest.mark.parametrize("kind", ["none", "default", "linear", "ntk", "llama3"])
+def yarn(n: int, dim: int, base: float, factor: float, original: int, truncate: bool) -> float:
+    """The frequency of a pair as `_compute_yarn_parameters` of huggingface/transformers has it."""
+
+    def find_correction_dim(num_rotations: float) -> float:
+        return (dim * math.log(original / (num_rotations * 2 * math.pi))) / (2 * math.log(base))
+
+    low, high = find_correction_dim(32), find_correction_dim(1)
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    ramp = min(max((n - low) / (high - low), 0), 1)
+    position = base ** (2 * n / dim)
+    return 1 / (factor * position) * ramp + 1 / position * (1 - ramp)
+
+
+@pytest.mark.parametrize("kind", ["none", "default", "linear", "ntk", "llama3", "yarn", "yarn as it is"])
 def test_rope_table(kind: str) -> None:
     base, dim = 500000.0, 128
     f = [base ** (-2 * n / dim) for n in range(dim // 2)]
@@ -215,10 +232,20 @@ def test_rope_table(kind: str) -> None:
     if kind == "llama3":
         scaling, plain, f = LLAMA31, f, list(map(llama3, f))
         assert 0 < sum(x < y for x, y in zip(f, plain, strict=True)) < len(f)
+    size = 1.0
+    if kind.startswith("yarn"):
+        scaling = {"rope_type": "yarn", **YARN}
+        scaling |= {"beta_fast": 32, "attention_factor": None, "truncate": False} if kind != "yarn" else {}
+        plain, f = f, [yarn(n, dim, base, 4.0, 4096, kind == "yarn") for n in range(dim // 2)]
+        assert f[0] == plain[0]
+        assert f[-1] == pytest.approx(plain[-1] / 4, rel=1e-12)
+        size = 0.1 * math.log(4.0) + 1
+        twice = rope_table(9, dim, base=base, scaling={**scaling, "attention_factor": 2.0})
+        np.testing.assert_allclose(np.hypot(*twice), 2.0, rtol=1e-6)
     cos, sin = rope_table(5000, dim, base=base, scaling=scaling, dtype=np.float64)
     angles = np.arange(5000)[:, None] * np.array(f)
-    np.testing.assert_allclose(cos, np.cos(angles), rtol=0, atol=1e-11)
-    np.testing.assert_allclose(sin, np.sin(angles), rtol=0, atol=1e-11)
+    np.testing.assert_allclose(cos, size * np.cos(angles), rtol=0, atol=1e-11)
+    np.testing.assert_allclose(sin, size * np.sin(angles), rtol=0, atol=1e-11)
     for name, dtype in DTYPES.items():
         for table, exact in zip(
             rope_table(5000, dim, base=base, scaling=scaling, dtype=dtype), (cos, sin), strict=True
@@ -277,13 +304,17 @@ WRONG: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (rope_table, {"length": 1, "dim": 8, "dtype": int}, TypeError,
      "dtype is int64: wanted one of float64, float32, float16, bfloat16"),
     (rope_table, {"length": 1, "dim": 8, "scaling": {"type": "dynamic"}}, ValueError,
-     "scaling has the rope_type 'dynamic': wanted 'default', 'linear', 'ntk', 'llama3'"),
+     "scaling has the rope_type 'dynamic': wanted 'default', 'linear', 'ntk', 'llama3', 'yarn'"),
     (rope_table, {"length": 1, "dim": 8, "scaling": {"type": "linear"}}, ValueError,
      "scaling is 'linear' without 'factor'"),
     (rope_table, {"length": 1, "dim": 8, "scaling": {"type": "ntk", "factor": 2, "beta_fast": 32}}, ValueError,
      "scaling has 'beta_fast', which 'ntk' does not know"),
     (rope_table, {"length": 1, "dim": 8, "scaling": {"rope_type": "ntk", "factor": 0}}, ValueError,
      "scaling has 'factor' = 0: wanted a finite number above 0"),
+    (rope_table, {"length": 1, "dim": 8, "base": 1, "scaling": {**YARN, "type": "yarn"}}, ValueError,
+     "scaling is 'yarn' and base is 1: wanted more than 1"),
+    (rope_table, {"length": 1, "dim": 8, "scaling": {**YARN, "type": "yarn", "beta_slow": 0}}, ValueError,
+     "scaling has 'beta_slow' = 0: wanted a finite number above 0"),
     (rope_table, {"length": 1, "dim": 2, "scaling": {"rope_type": "ntk", "factor": 2}}, ValueError,
      "scaling is 'ntk' and dim is 2: its exponent, dim / (dim - 2), needs dim > 2"),
     (rope_table, {"length": 1, "dim": 8, "scaling": {**LLAMA31, "low_freq_factor": 4}}, ValueError,
