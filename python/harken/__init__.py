@@ -14,12 +14,16 @@ from harken.explain import Plan, explain
 from harken.info import info
 from harken.merge import merge
 from harken.reference import reference
+from harken.relative import alibi_slopes, relative_bias, t5_buckets
+from harken.rope import rope
+from harken.rope_table import rope_table
 from harken.threads import get_num_threads, set_num_threads
 
 __version__ = _core.__version__
 
 __all__ = [
     "Plan",
+    "alibi_slopes",
     "attention",
     "backends",
     "explain",
@@ -28,6 +32,10 @@ __all__ = [
     "info",
     "merge",
     "reference",
+    "relative_bias",
+    "rope",
+    "rope_table",
     "set_backend",
     "set_num_threads",
+    "t5_buckets",
 ]
