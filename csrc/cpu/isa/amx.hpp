@@ -51,9 +51,9 @@ struct Amx {
   }
 
   // 2^x for P in N terms of bfloat16: minimax on [0, 1), a degree less than float where the terms are fewer. One term
-  // comes rounded by a constant of half its last digit, so that the upper half of the word is it. One term by a table of
-  // 256 mantissas (13 operations for 32 numbers instead of 18) gave 3 to 7 % with 64 channels, nothing in short calls,
-  // and 7 % more error; no exponentials at all would give 25 %.
+  // comes rounded by a constant of half its last digit, so that the upper half of the word is it. A table of 256
+  // mantissas (13 operations for 32 numbers instead of 18) gave 3 to 7 % with 64 channels, nothing in short calls, and
+  // 7 % more error; no exponentials at all would give 25 %.
   template <int N>
   static HARKEN_INLINE F32 exp2_in_terms(Count<N>, F32 x) {
     if constexpr (N == 3) {
