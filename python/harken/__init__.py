@@ -14,13 +14,16 @@ from harken.explain import Plan, explain
 from harken.info import info
 from harken.merge import merge
 from harken.reference import reference
+from harken.stats import AttentionStats, attention_stats
 from harken.threads import get_num_threads, set_num_threads
 
 __version__ = _core.__version__
 
 __all__ = [
+    "AttentionStats",
     "Plan",
     "attention",
+    "attention_stats",
     "backends",
     "explain",
     "get_backend",
