@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from strategies import calls
 
 import harken
-from harken import attention_stats, tiles
+from harken import attention_stats, stats, tiles
 
 ALL: dict[str, Any] = {"top_k": 3, "per_key_mass": True, "entropy": True}
 
@@ -119,6 +119,18 @@ def test_many_large_ones_in_one_group() -> None:
         np.testing.assert_array_equal(found.top_indices[0], np.argsort(-bias, axis=-1, kind="stable")[:, :count])
 
 
+def test_few_more_than_the_largest_reach_the_bound() -> None:
+    """Wherever they lie: among the last keys, too, which are no whole group."""
+    rng = np.random.default_rng(0)
+    for width in (130, 300, 1000, 1151):
+        for slope in (0, 1, -1):
+            p = rng.standard_normal((200, width)) + slope * np.arange(width)
+            for count in (1, 8):
+                reached = (p >= stats._bound(p, count)[:, None]).sum(axis=-1)
+                assert reached.min() >= count
+                assert reached.mean() <= 1.5 * count
+
+
 def test_queries_that_see_few(backend: str, dtype: Any) -> None:
     q, k, _ = qkv(dtype, 6, 4)
     found = attention_stats(q, k, causal=True, top_k=3, entropy=True, per_key_mass=True)  # the first two see no key
@@ -151,6 +163,14 @@ def test_known_entropies(backend: str) -> None:
     r = np.exp(sinks[:, None] - with_sink.lse)
     alone = (with_sink.entropy + r * np.log(r)) / (1 - r) + np.log1p(-r)
     np.testing.assert_allclose(alone, np.log(2), rtol=1e-12)
+
+
+def test_entropy_of_a_lone_weight_that_is_rounded() -> None:
+    P = (1 + np.arange(-50, 50) * 2.0**-23).astype(np.float32)[:, None]
+    with np.errstate(all="ignore"):
+        found = stats._entropy(P, np.zeros(100, np.float32), -np.inf)
+    assert (found >= 0).all()
+    assert (found < 1e-12).all()
 
 
 @pytest.mark.parametrize("sink", [None, -3.0])
@@ -230,6 +250,15 @@ def test_layouts(backend: str, dtype: Any) -> None:
     for name, x in vars(expected).items():
         assert getattr(alone, name).shape == x.shape[3:]
         near(name, getattr(alone, name), x[1, 2, 4], 1e-6)
+
+
+def test_lengths_within_a_tile(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of 32 queries of both batches, where one has more of them than the other."""
+    q, k, _ = qkv(np.float32, 100, 30, batch=(2,))
+    monkeypatch.setattr(tiles, "TILE", 4 * 4 * 32 * 30)
+    for causal in (False, True):
+        found = agree(q, k, 3, [0, 40], q_lengths=[100, 37], kv_lengths=[20, 30], causal=causal, sinks=0.5)
+        assert (found.lse[1, :, 37:] == -np.inf).all()
 
 
 def test_leading_axes_broadcast(backend: str) -> None:

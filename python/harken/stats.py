@@ -247,9 +247,9 @@ def _entropy(P: Array, lse: Array, sink: Any) -> Array:
     plogp = np.maximum(P, np.finfo(P.dtype).tiny)
     np.log(plogp, out=plogp)
     plogp *= P
-    p = np.where(np.isneginf(lse), 0, np.exp(sink - lse.astype(np.float64)))
-    Z = P.sum(axis=-1, dtype=np.float64) + p
-    H = np.log(Z) - (plogp.sum(axis=-1) + np.where(p > 0, p * np.log(p), p)) / Z
+    r = np.where(np.isneginf(lse), 0, np.exp(sink - lse.astype(np.float64)))
+    Z = P.sum(axis=-1, dtype=np.float64) + r
+    H = np.log(Z) - (plogp.sum(axis=-1) + np.where(r > 0, r * np.log(r), r)) / Z
     return np.where(Z == 0, 0, np.maximum(H, 0))
 
 
