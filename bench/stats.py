@@ -4,8 +4,8 @@
 
 8 heads of 64 channels in float32; the 8 largest weights of each query with their keys, its entropy, the sum of each
 key. NumPy takes the weights from the bench's NumPy rival, one head after the other as that does, the largest by
-argpartition. Results are compared before anybody is timed. Memory is what the highest ever of a fresh process grows by
-in one call, results included.
+argpartition. Results are compared before anybody is timed. Memory is the most that a call holds in arrays at once, its
+results included.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tracemalloc
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -79,21 +78,14 @@ def wrong(problem: Problem, q: Array, k: Array, ours: Found, theirs: Found) -> s
     return None
 
 
-def highest() -> int:
-    """The highest ever memory of this process."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
-
-
-def growth(name: str, L: int, threads: int) -> int:
-    """By how much one call of a fresh process raises that."""
-    numpy_.load(threads)
-    problem = problem_of(L)
-    q, k, _ = problem.inputs("float32")
-    RIVALS[name](problem_of(64), q[:, :, :64], k[:, :, :64], threads)
-    before = highest()
-    RIVALS[name](problem, q, k, threads)
-    return highest() - before
+def memory(call: Callable[[], Any]) -> int:
+    """The most bytes that a call holds at once, its results included."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def measure(L: int, threads: int, seconds: float) -> dict[str, Any]:
@@ -107,10 +99,8 @@ def measure(L: int, threads: int, seconds: float) -> dict[str, Any]:
     rounds = timing.interleave(calls, seconds, lambda text: None)
     entry |= {"status": "ok", "ratio": timing.ratio(rounds["numpy"], rounds["harken"]), "rivals": {}}
     for name in RIVALS:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-            memory = fresh.submit(growth, name, L, threads).result()
         timed = {"seconds": timing.middle(rounds[name]), "spread": timing.spread(rounds[name])}
-        entry["rivals"][name] = {**timed, "memory": memory, "samples": rounds[name]}
+        entry["rivals"][name] = {**timed, "memory": memory(calls[name]), "samples": rounds[name]}
     return entry | {"others": meanwhile.others()}
 
 

@@ -77,7 +77,7 @@ def growth(kind: str) -> int:
     q, k, _ = qkv(DTYPES["bfloat16"] if kind == "bfloat16" else np.float32, L, L, D=8, Hq=1)
     if kind == "all alike":
         q[...] = 0
-    attention_stats(q[:, :300], k, **ALL)
+    attention_stats(q[:, :300], k[:, :300], **ALL)
     before = resident("VmHWM")
     attention_stats(q, k, **ALL, rows=[0, L // 2], causal=kind == "causal")
     return resident("VmHWM") - before
