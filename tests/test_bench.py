@@ -282,3 +282,21 @@ def test_chart_keeps_equals_apart_and_says_the_mean(run: Any, tmp_path: Path) ->
     assert len(dots) == 5 * 3
     chart.draw(tmp_path / "chart.png", report)
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_statistics_are_compared_before_they_are_timed(run: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    import stats
+
+    assert stats.main(["--lengths", "64", "--seconds", "0.01", "--threads", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "MiB   harken is" in printed
+    for n, words in enumerate(["top_indices are not", "top_weights differ", "entropy differ", "per_key_mass differ"]):
+
+        def spoiled(*given: Any, n: int = n) -> Any:
+            found = [x.copy() for x in stats.dense(*given)]
+            found[n][0, 3, 5] += 0.01 if n else (-1 if found[n][0, 3, 5].min() else 1)
+            return tuple(found)
+
+        monkeypatch.setitem(stats.RIVALS, "harken", spoiled)
+        assert stats.main(["--lengths", "64", "--seconds", "0.01", "--threads", "1"]) == 1
+        assert f"wrong: {words}" in capsys.readouterr().out

@@ -17,14 +17,17 @@ from harken.reference import reference
 from harken.relative import alibi_slopes, relative_bias, t5_buckets
 from harken.rope import rope
 from harken.rope_table import rope_table
+from harken.stats import AttentionStats, attention_stats
 from harken.threads import get_num_threads, set_num_threads
 
 __version__ = _core.__version__
 
 __all__ = [
+    "AttentionStats",
     "Plan",
     "alibi_slopes",
     "attention",
+    "attention_stats",
     "backends",
     "explain",
     "get_backend",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -125,7 +126,7 @@ def reference(
     visible = np.broadcast_to((i < q_length) & (j < kv_length), (*batch, Hq, Lq, Lk))
     if causal:
         visible = visible & (ahead <= 0)
-    left, right = (None, None) if window is None else window
+    left, right = (None, None) if window is None else (None if n is None else operator.index(n) for n in window)
     for side in (left, right):
         if side is not None and side < 0:
             raise ValueError(f"window is {window!r}: a side counts keys, 0 or more; give None for an unbounded side")
