@@ -23,6 +23,7 @@ constexpr int64_t narrow_channels = 64;  // fewer are narrow
 // Up to so many queries every key is read once, with channels in lanes. Tiled over decode: 10 queries and 1024 keys
 // 1.16 to 1.22 x, 12 and 4096 1.15; 8 and 1024 0.8 to 0.9 in AVX-512, 1.14 in AVX2.
 constexpr int64_t decode_queries = 8;
+constexpr int64_t additive_decode_queries = 8;
 
 // The other forms sum all channels of a score in one chain, decode in 16: with 10 queries and keys of 512 channels the
 // chain erred by 3.5 times as much as NumPy does. Brief would take 3.3 us there, decode takes 5.5.
@@ -55,12 +56,12 @@ constexpr int64_t causal_keys = 160;
 bool able(Form form, const Problem& p, const Backend& backend) {
   switch (form) {
     case Form::tiled: return true;
-    case Form::brief: return !p.weights.data && p.Lk <= most_brief_keys;
+    case Form::brief: return !p.weights.data && p.score != Score::additive && p.Lk <= most_brief_keys;
     case Form::decode: return !p.weights.data;
     case Form::
         matrix:  // alibi puts the first keys far below the others; 16-bit numbers divided by a norm have more bits
       return backend.engine && p.type != Type::f64 && !p.weights.data && !p.slopes.data &&
-             (p.score == Score::dot || p.type == Type::f32) && p.D > 0 && p.Dv > 0;
+             (p.score == Score::dot || (p.score == Score::cosine && p.type == Type::f32)) && p.D > 0 && p.Dv > 0;
   }
   return false;
 }
@@ -91,6 +92,10 @@ Choice fastest(const Problem& p, const Backend& backend) {
                                              "float16 or two terms: three bfloat16 products on the matrix engine",
                                              "float32 in three terms: six bfloat16 products on the matrix engine"};
   if (p.weights.data) return {Form::tiled, "weights are asked for, which tiles of queries give"};
+  if (p.score == Score::additive) {
+    if (p.Lq <= additive_decode_queries) return {Form::decode, "additive, few queries: every key is prepared once"};
+    return {Form::tiled, "additive: products of what queries and keys have prepared, queries along the lanes"};
+  }
   if (matrix_pays(p, backend)) return {Form::matrix, products[terms_of(p) - 1]};
   const bool brief = brief_pays(p, backend);
   if (decode_pays(p, brief)) return {Form::decode, "few queries: every key and value is read once"};

@@ -8,6 +8,7 @@
 """
 
 from harken._load import core as _core
+from harken.additive import additive_attention
 from harken.attention import attention
 from harken.backends import backends, get_backend, set_backend
 from harken.explain import Plan, explain
@@ -20,6 +21,7 @@ __version__ = _core.__version__
 
 __all__ = [
     "Plan",
+    "additive_attention",
     "attention",
     "backends",
     "explain",
