@@ -1,11 +1,11 @@
 """Additive attention: harken against NumPy, PyTorch and Keras, which make the array of (B, Lq, Lk, D).
 
-    python bench/additive.py [--dtype float64] [--threads 1] [--backend avx2] [--seconds 20] [--json out.json]
+    python bench/additive.py [--dtype float64] [--threads 1] [--backend avx2] [--seconds 20] [--busy] [--json out.json]
 
 Everybody is checked against float64 before it is timed, and takes turns. Keras is timed where it is installed; its
 sum over channels comes without w. The bound is that of multiply-adds in registers alone, as fast as the machine has
 just made them: two for the fraction that tanh(q + k) becomes, three to add two fractions, and one for a division that
-would be free.
+would be free. On a machine that has other work, --busy takes one thread and counts its CPU time.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import importlib.util
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 import machine
 import numpy as np
 import peaks
+import threadpoolctl
 import timing
 import truth
 from problems import Array
@@ -77,7 +79,22 @@ def contenders(q: Array, k: Array, v: Array, w: Array, threads: int) -> Iterator
         yield "keras", lambda: layer([q, v, k])
 
 
-def measure(shape: tuple[int, ...], dtype: str, threads: int, seconds: float) -> dict[str, Any]:
+def processor_time(calls: dict[str, Callable[[], Any]], seconds: float) -> dict[str, timing.Rounds]:
+    """As timing.interleave, in seconds of the process: a thread that waits for a processor takes none."""
+    rounds: dict[str, timing.Rounds] = {name: [] for name in calls}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(rounds[next(iter(calls))]) < timing.ROUNDS:
+        for name, call in calls.items():
+            samples = []
+            for _ in range(timing.BURST):
+                start = time.process_time()
+                call()
+                samples.append(time.process_time() - start)
+            rounds[name].append(samples)
+    return rounds
+
+
+def measure(shape: tuple[int, ...], dtype: str, threads: int, seconds: float, busy: bool) -> dict[str, Any]:
     """One row of the table."""
     import harken
 
@@ -93,7 +110,8 @@ def measure(shape: tuple[int, ...], dtype: str, threads: int, seconds: float) ->
         calls[name] = call
     peak = peaks.multiply_add(dtype, threads, harken.get_backend())
     quiet = machine.Quiet()
-    rounds = timing.interleave(calls | {"peak": peak.call}, seconds, lambda text: None)
+    every = calls | {"peak": peak.call}
+    rounds = processor_time(every, seconds) if busy else timing.interleave(every, seconds, lambda text: None)
     others = quiet.others()
     times = {name: timing.middle(rounds[name]) for name in rounds}
     together = TOGETHER[dtype]
@@ -128,10 +146,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=machine.cpus())
     parser.add_argument("--backend", help="of harken; PyTorch is held by ATEN_CPU_CAPABILITY")
     parser.add_argument("--seconds", type=float, default=10.0, help="for each shape (default: %(default)s)")
+    parser.add_argument("--busy", action="store_true", help="one thread, and its CPU time")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     if options.backend:
         os.environ["HARKEN_BACKEND"] = options.backend
+    if options.busy:
+        options.threads = 1
+        threadpoolctl.threadpool_limits(1)
     import harken
 
     report = {
@@ -139,13 +161,14 @@ def main() -> None:
         "machine": machine.describe(),
         "environment": machine.environment(),
         "threads": options.threads,
+        "clock": "CPU time" if options.busy else "wall",
         "dtype": options.dtype,
         "backend": harken.get_backend(),
         "rows": [],
     }
     print(f"{options.dtype}, {harken.get_backend()}, {options.threads} threads; (B, Lq, Lk, D); rivals over harken")
     for shape in SHAPES:
-        report["rows"].append(measure(shape, options.dtype, options.threads, options.seconds))
+        report["rows"].append(measure(shape, options.dtype, options.threads, options.seconds, options.busy))
         print(line(report["rows"][-1]), flush=True)
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")

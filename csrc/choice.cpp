@@ -23,7 +23,6 @@ constexpr int64_t narrow_channels = 64;  // fewer are narrow
 // Up to so many queries every key is read once, with channels in lanes. Tiled over decode: 10 queries and 1024 keys
 // 1.16 to 1.22 x, 12 and 4096 1.15; 8 and 1024 0.8 to 0.9 in AVX-512, 1.14 in AVX2.
 constexpr int64_t decode_queries = 8;
-constexpr int64_t additive_decode_queries = 8;
 
 // The other forms sum all channels of a score in one chain, decode in 16: with 10 queries and keys of 512 channels the
 // chain erred by 3.5 times as much as NumPy does. Brief would take 3.3 us there, decode takes 5.5.
@@ -52,6 +51,11 @@ constexpr Crossing matrix_from[2][3][2] = {
 // Half of the strips of a short causal problem are a diagonal: 128 keys of 64 channels 0.93 x of brief, 192 1.08 x.
 constexpr int64_t causal_keys = 160;
 
+// Additive scores cost the same a lane in both forms, but for what they do besides: tiled over decode, with as many
+// lanes at work, 0.8 to 0.95 x. AVX-512, 128 channels, 8 queries 1.27, 12 1.02, 16 0.86, 20 1.18, 24 1.15, 32 0.81;
+// AVX2 6 queries 1.10, 8 0.94, 10 1.25, 12 1.13, 16 0.93.
+constexpr double tiled_advantage = 1.25;
+
 // Can it compute the problem at all?
 bool able(Form form, const Problem& p, const Backend& backend) {
   switch (form) {
@@ -79,6 +83,12 @@ bool matrix_pays(const Problem& p, const Backend& backend) {
   return false;
 }
 
+bool additive_decode_pays(const Problem& p, const Backend& backend) {
+  const int64_t lanes = backend.tiling[p.type == Type::f64].lanes;
+  auto whole = [&](int64_t n) { return double((n + lanes - 1) / lanes * lanes); };
+  return whole(p.Lq) * double(p.D) > tiled_advantage * double(p.Lq) * whole(p.D);
+}
+
 bool decode_pays(const Problem& p, bool brief) {
   if (p.D > longest_chain && p.Lq <= long_chain_queries) return true;
   if (!brief) return p.Lq <= decode_queries;
@@ -93,8 +103,8 @@ Choice fastest(const Problem& p, const Backend& backend) {
                                              "float32 in three terms: six bfloat16 products on the matrix engine"};
   if (p.weights.data) return {Form::tiled, "weights are asked for, which tiles of queries give"};
   if (p.score == Score::additive) {
-    if (p.Lq <= additive_decode_queries) return {Form::decode, "additive, few queries: every key is prepared once"};
-    return {Form::tiled, "additive: products of what queries and keys have prepared, queries along the lanes"};
+    if (additive_decode_pays(p, backend)) return {Form::decode, "additive, and queries would leave lanes idle"};
+    return {Form::tiled, "additive: queries lie along the lanes and share what is made of keys"};
   }
   if (matrix_pays(p, backend)) return {Form::matrix, products[terms_of(p) - 1]};
   const bool brief = brief_pays(p, backend);

@@ -291,15 +291,11 @@ def test_bits(backend: str, dtype: Dtype, form: str, Lq: int) -> None:
         spoiled[:, :, 2] = 1e4
         others = np.ones(Lq, bool)
         others[1:3] = False
-        same_bits(
-            harken.additive_attention(spoiled, k, v, w, causal=True),
-            out,
-            where=others[:, None] | np.zeros_like(out, bool),
-        )
+        rest = np.broadcast_to(others[:, None], out.shape)
+        same_bits(harken.additive_attention(spoiled, k, v, w, causal=True), out, where=rest)
         into = poisoned(np.zeros_like(q), step=2)
-        harken.additive_attention(
-            poisoned(q, step=3), poisoned(k), v[..., ::-1].copy()[..., ::-1], w, causal=True, out=into
-        )
+        strided = poisoned(q, step=3), poisoned(k), v[..., ::-1].copy()[..., ::-1]
+        harken.additive_attention(*strided, w, causal=True, out=into)
         same_bits(into, out)
         heads_last = [x.swapaxes(-3, -2).copy() for x in (q, k, v)]
         same_bits(harken.additive_attention(*heads_last, w, causal=True, head_axis=-2).swapaxes(-3, -2), out)

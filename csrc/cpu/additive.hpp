@@ -65,6 +65,8 @@ constexpr int64_t padded(int64_t D) {
   return (D + to - 1) / to * to;
 }
 
+constexpr double inverse_factorial(int n) { return n == 0 ? 1 : inverse_factorial(n - 1) / n; }
+
 // e^x to a unit in the last place, for |x| <= 2 reach: x = n ln 2 + f, with ln 2 in two parts.
 template <class F>
 HARKEN_INLINE F exponential(F x) {
@@ -76,9 +78,9 @@ HARKEN_INLINE F exponential(F x) {
   constexpr T high = single ? T(0x1.62e3p-1) : T(0x1.62e42feep-1);
   constexpr T low = single ? T(0x1.2fefa2p-17) : T(0x1.a39ef35793c76p-33);
   F t = x * T(log2e) + round, n = t - round, f = x - n * high - n * low;
-  F p = fill(T(1));
+  F p = fill(T(inverse_factorial(degree)));
 #pragma GCC unroll 13
-  for (int i = degree; i > 0; --i) p = p * f * T(1.0 / i) + T(1);
+  for (int i = degree - 1; i >= 0; --i) p = p * f + T(inverse_factorial(i));
   return (F)((Words)p + ((Words)t << mantissa));
 }
 
@@ -102,30 +104,6 @@ HARKEN_INLINE F of_key(Way way, F k) {
   return way == small ? tanh(k) : exponential(k + k);
 }
 
-// w times the head's scale; n: channels with those that fill up.
-template <class T>
-inline void read_weights(const Head<T>& head, int64_t D, int64_t n, ChannelWeights<T>& weights) {
-  constexpr double largest = sizeof(T) == 4 ? 0x1p126 : 0x1p1000;
-  T* w = weights.w;
-  if (head.w.data) read_row(head.w, 0, 0, D, w);
-  double top = 0, check = 0;
-  for (int64_t d = 0; d < n; ++d) {
-    if (d >= D || !head.w.data) w[d] = T(d < D);
-    const double x = double(w[d]) * head.w_scale;
-    top = x > top ? x : -x > top ? -x : top;
-    check += x * 0;
-  }
-  weights.finite = check == 0 && top < largest;
-  uint64_t bits;
-  __builtin_memcpy(&bits, &top, sizeof bits);
-  bits &= uint64_t(0x7ff) << 52;
-  double power;
-  __builtin_memcpy(&power, &bits, sizeof bits);
-  if (power == 0 || !weights.finite) power = 1;
-  weights.power = T(power);
-  for (int64_t d = 0; d < n; ++d) w[d] = T(double(w[d]) * head.w_scale / power);
-}
-
 // n <= lanes numbers, and zeros.
 template <class T>
 HARKEN_INLINE Lanes<T> take_some(const T* at, int64_t n) {
@@ -133,6 +111,19 @@ HARKEN_INLINE Lanes<T> take_some(const T* at, int64_t n) {
   alignas(vector_bytes) T some[lanes<T>] = {};
   for (int64_t i = 0; i < n; ++i) some[i] = at[i];
   return take(some);
+}
+
+// The largest of all lanes, in each of them.
+template <class F, int apart = lanes<Number<F>> / 2>
+HARKEN_INLINE F top_of_lanes(F x) {
+  if constexpr (apart == 0) {
+    return x;
+  } else {
+    typename Vector<Number<F>>::Words from;
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes<Number<F>>; ++i) from[i] = i ^ apart;
+    return top_of_lanes<F, apart / 2>(max(x, __builtin_shuffle(x, from)));
+  }
 }
 
 // The largest |x| of D numbers; infinite where one is not finite.
@@ -144,12 +135,27 @@ inline T bound_of(const T* x, int64_t D) {
     top = max(top, absolute(some));
     check += some * T(0);
   }
-  T bound = 0;
-  for (int i = 0; i < lanes<T>; ++i) {
-    if (check[i] != 0) return infinity;
-    bound = top[i] > bound ? top[i] : bound;
-  }
-  return bound;
+  return top_of_lanes(check == Lanes<T>{} ? top : fill(T(infinity)))[0];
+}
+
+// w times the head's scale; n: channels with those that fill up.
+template <class T>
+inline void read_weights(const Head<T>& head, int64_t D, int64_t n, ChannelWeights<T>& weights) {
+  constexpr double largest = sizeof(T) == 4 ? 0x1p126 : 0x1p1000;
+  T* w = weights.w;
+  for (int64_t d = 0; d < n; ++d) w[d] = T(d < D);
+  if (head.w.data) read_row(head.w, 0, 0, D, w);
+  const double scale = head.w_scale, top = double(bound_of(w, D)) * (scale < 0 ? -scale : scale);
+  weights.finite = top < largest;
+  uint64_t bits;  // the power of 2 below
+  double power;
+  __builtin_memcpy(&bits, &top, sizeof bits);
+  bits &= uint64_t(0x7ff) << 52;
+  __builtin_memcpy(&power, &bits, sizeof bits);
+  if (power < 1 / largest || !weights.finite) power = 1;
+  weights.power = T(power);
+  const double factor = scale / power;
+  for (int64_t d = 0; d < n; ++d) w[d] = T(double(w[d]) * factor);
 }
 
 // --- queries in lanes ---
@@ -258,6 +264,11 @@ inline bool present(Way way, const AdditiveQueries<T>& q, const AdditiveKeys<T>&
   if (way == small) return q.least <= small_most<T> && keys.least <= small_most<T>;
   if (way == wild) return q.most + keys.most > reach<T>;
   return q.least + keys.least <= reach<T> && (q.most > small_most<T> || keys.most > small_most<T>);
+}
+
+template <class F>
+HARKEN_INLINE bool some_wild(F q_bound, F k_bound) {
+  return any(q_bound + k_bound > reach<Number<F>>);
 }
 
 // Scores of the first way that is present stand; those of the others come in where they are right.

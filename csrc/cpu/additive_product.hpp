@@ -7,7 +7,7 @@
 namespace harken {
 namespace {
 
-constexpr int64_t channel_block = 64;                // x of one register of queries, 12 KiB; and S is summed in parts
+constexpr int64_t channel_block = 32;                // x of one register of queries, 6 KiB; and S is summed in parts
 constexpr int additive_keys = columns == 4 ? 8 : 4;  // that share x in registers; 4 in AVX-512 took 9 % longer
 
 template <class F>
@@ -64,11 +64,12 @@ inline void additive_tiles(const T* y, int64_t step, int64_t n, const T* x, int6
   if constexpr (R > 1) additive_tiles<T, R / 2>(y, step, n, x, plane, width, D, power, S);
 }
 
-// The same by the tanh itself, of any numbers; speed does not matter.
+// The same by the tanh itself, of any numbers, where a key needs it.
 template <class T>
-__attribute__((noinline)) void tanh_tile(const T* K, int64_t step, int64_t n, const T* Q, const T* w, int64_t width,
-                                         int64_t D, T power, T* S) {
+__attribute__((noinline)) void tanh_tile(const T* K, int64_t step, int64_t n, const T* k_bound, const T* Q,
+                                         Lanes<T> q_bound, const T* w, int64_t width, int64_t D, T power, T* S) {
   for (int64_t k = 0; k < n; ++k, K += step, S += width) {
+    if (!some_wild(q_bound, fill(k_bound[k]))) continue;
     Lanes<T> sum = {};
     for (int64_t d = 0; d < D; ++d) sum += fill(w[d]) * tanh(take(Q + d * width) + fill(K[d]));
     put(S, take(S) + power * sum);
@@ -93,13 +94,15 @@ inline void additive_scores(const ChannelWeights<T>& weights, AdditiveKeys<T>& K
     for (int64_t c = c0 * lanes<T>; c < c1 * lanes<T>; c += lanes<T>) {
       T* column = to + k0 * width + c;
       for (int64_t k = 0; k < n; ++k) put(column + k * width, take(seed + c));
-      if (way == wild) {
-        tanh_tile(K.raw + k0 * K.step, K.step, n, Q + c, weights.w, width, D, weights.power, column);
-      } else {
-        for (int64_t d = 0; d < whole_D; d += channel_block)
+      for (int64_t d = 0; d < whole_D; d += channel_block) {
+        if (way == wild) {
+          tanh_tile(K.raw + k0 * K.step + d, K.step, n, K.bound + k0, Q + d * width + c, take(q.bound + c),
+                    weights.w + d, width, least(channel_block, D - d), weights.power, column);
+        } else {
           additive_tiles<T, additive_keys>(K.y[way] + k0 * padded_D + d, padded_D, n, q.x[way] + d * width + c,
                                            padded_D * width, width, least(channel_block, whole_D - d), weights.power,
                                            column);
+        }
       }
       for (int64_t k = first ? n : 0; k < n; ++k) {
         T* at = S + (k0 + k) * width + c;
@@ -150,15 +153,24 @@ __attribute__((noinline)) void additive_rows(const T* y, int64_t step, int n, co
   }
 }
 
+// |k| for the lanes of a register of scores.
 template <class T, int R>
-__attribute__((noinline)) void tanh_rows(const T* K, int64_t step, int n, const T* const* w, const T* Q, int64_t D,
-                                         Lanes<T> power, T* S) {
+HARKEN_INLINE Lanes<T> bounds_of_register(const AdditiveKeys<T>& K, int k) {
+  alignas(vector_bytes) T bound[lanes<T>];
+  for (int i = 0; i < lanes<T>; ++i) bound[i] = K.bound[least(k + i % (lanes<T> / R), K.n - 1)];
+  return take(bound);
+}
+
+template <class T, int R>
+__attribute__((noinline)) void tanh_rows(const AdditiveKeys<T>& K, const T* const* w, const T* Q, Lanes<T> q_bound,
+                                         int64_t D, Lanes<T> power, T* S) {
   constexpr int keys = lanes<T> / R;
-  for (int k = 0; k < n; k += keys, S += lanes<T>) {
+  for (int k = 0; k < K.n; k += keys, S += lanes<T>) {
+    if (!some_wild(q_bound, bounds_of_register<T, R>(K, k))) continue;
     Lanes<T> sum[R * keys] = {};
     for (int i = 0; i < R * keys; ++i) {
       const int r = i / keys;
-      const T* key = K + least(k + i % keys, n - 1) * step;
+      const T* key = K.raw + least(k + i % keys, K.n - 1) * K.step;
       for (int64_t d = 0; d < D; d += lanes<T>) sum[i] += take(w[r] + d) * tanh(take(Q + r * D + d) + take(key + d));
     }
     put(S, power * sums(sum));
@@ -178,7 +190,7 @@ inline void additive_scores_of_rows(AdditiveKeys<T>& K, const T* const* w, const
     if (!present(way, q, K)) continue;
     T* to = first ? S : other;
     if (way == wild) {
-      tanh_rows<T, R>(K.raw, K.step, n, w, Q, D, power, to);
+      tanh_rows<T, R>(K, w, Q, take(q.bound), D, power, to);
     } else {
       make(way, D, K);
       for (int r = 0; r < R && !q.made[way]; ++r) make_row(way, w[r], Q + r * D, D, q.x[way] + r * 3 * plane);
@@ -186,10 +198,8 @@ inline void additive_scores_of_rows(AdditiveKeys<T>& K, const T* const* w, const
       additive_rows<T, R>(K.y[way], plane, n, q.x[way], plane, D, power, to);
     }
     for (int k = first ? n : 0; k < n; k += keys) {
-      alignas(vector_bytes) T bound[lanes<T>];
-      for (int i = 0; i < lanes<T>; ++i) bound[i] = K.bound[least(k + i % keys, n - 1)];
       T* at = S + k / keys * lanes<T>;
-      put(at, chosen(way, take(q.bound), take(bound), take(at), take(other + k / keys * lanes<T>)));
+      put(at, chosen(way, take(q.bound), bounds_of_register<T, R>(K, k), take(at), take(other + k / keys * lanes<T>)));
     }
     first = false;
   }
