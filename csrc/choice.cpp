@@ -47,16 +47,21 @@ constexpr Crossing matrix_from[2][3][2] = {
 // Half of the strips of a short causal problem are a diagonal: 128 keys of 64 channels 0.93 x of brief, 192 1.08 x.
 constexpr int64_t causal_keys = 160;
 
+// Additive scores cost the same a lane in both forms, but for what they do besides: tiled over decode, with as many
+// lanes at work, 0.8 to 0.95 x. AVX-512, 128 channels, 8 queries 1.27, 12 1.02, 16 0.86, 20 1.18, 24 1.15, 32 0.81;
+// AVX2 6 queries 1.10, 8 0.94, 10 1.25, 12 1.13, 16 0.93.
+constexpr double tiled_advantage = 1.25;
+
 // Can it compute the problem at all?
 bool able(Form form, const Problem& p, const Backend& backend) {
   switch (form) {
     case Form::tiled: return true;
-    case Form::brief: return !p.weights.data && p.Lk <= most_brief_keys;
+    case Form::brief: return !p.weights.data && p.score != Score::additive && p.Lk <= most_brief_keys;
     case Form::decode: return !p.weights.data;
     case Form::
         matrix:  // alibi puts the first keys far below the others; 16-bit numbers divided by a norm have more bits
       return backend.engine && p.type != Type::f64 && !p.weights.data && !p.slopes.data &&
-             (p.score == Score::dot || p.type == Type::f32) && p.D > 0 && p.Dv > 0;
+             (p.score == Score::dot || (p.score == Score::cosine && p.type == Type::f32)) && p.D > 0 && p.Dv > 0;
   }
   return false;
 }
@@ -74,6 +79,12 @@ bool matrix_pays(const Problem& p, const Backend& backend) {
   return false;
 }
 
+bool additive_decode_pays(const Problem& p, const Backend& backend) {
+  const int64_t lanes = backend.tiling[p.type == Type::f64].lanes;
+  auto whole = [&](int64_t n) { return double((n + lanes - 1) / lanes * lanes); };
+  return whole(p.Lq) * double(p.D) > tiled_advantage * double(p.Lq) * whole(p.D);
+}
+
 bool decode_pays(const Problem& p, bool brief) {
   if (!brief) return p.Lq <= decode_queries;
   if (p.Lk <= handful_keys && p.D < narrow_channels) return p.Lq < handful_queries;
@@ -86,6 +97,10 @@ Choice fastest(const Problem& p, const Backend& backend) {
                                              "float16 or two terms: three bfloat16 products on the matrix engine",
                                              "float32 in three terms: six bfloat16 products on the matrix engine"};
   if (p.weights.data) return {Form::tiled, "weights are asked for, which tiles of queries give"};
+  if (p.score == Score::additive) {
+    if (additive_decode_pays(p, backend)) return {Form::decode, "additive, and queries would leave lanes idle"};
+    return {Form::tiled, "additive: queries lie along the lanes and share what is made of keys"};
+  }
   if (matrix_pays(p, backend)) return {Form::matrix, products[terms_of(p) - 1]};
   const bool brief = brief_pays(p, backend);
   if (decode_pays(p, brief)) return {Form::decode, "few queries: every key and value is read once"};

@@ -13,7 +13,9 @@ constexpr int64_t decode_block = 64;
 constexpr int64_t decode_range = 512;  // keys: a range of 128 channels in float32 is 0.5 MB, 20 us of reading
 constexpr int64_t tiled_range = 4096;
 constexpr int64_t most_partial_bytes = 16 << 20;
-constexpr int64_t few_tiles = 4;  // of task_queries
+constexpr int64_t additive_queries = 128;  // x takes three times the memory of Q, and a key is worth more work
+constexpr double additive_work = 7;        // multiply-adds that a channel takes the time of
+constexpr int64_t few_tiles = 4;           // of task_queries
 constexpr int64_t strip_rows = 32;
 constexpr int64_t matrix_rows[] = {1024, 512, 512};  // of a task, by terms: K and V are packed once for them
 constexpr int64_t matrix_block[] = {512, 256, 256};
@@ -22,14 +24,17 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // A guess at the microseconds on one thread, to decide whether another is worth waking (about 1 us hot, 60 us cold).
 double microseconds(const Problem& p, const Backend& backend) {
-  double heads = double(p.batches) * double(p.Hq), pairs = heads * double(p.Lq) * double(p.Lk);
-  double flops = 2 * pairs * double(p.D + p.Dv);
   double bytes = double(p.batches) * double(p.Hkv) * double(p.Lk) * double(p.D + p.Dv) * double(size_of(p.type));
   double rate = 6e3 * backend.tiling[p.type == Type::f64].lanes;  // flops a microsecond, half of the usual
-  return flops / rate + bytes / 40e3;
+  return work(p) / rate + bytes / 40e3;
 }
 
 }  // namespace
+
+double work(const Problem& p) {
+  const double pairs = double(p.batches) * double(p.Hq) * double(p.Lq) * double(p.Lk);
+  return 2 * pairs * (double(p.D) * (p.score == Score::additive ? additive_work : 1) + double(p.Dv));
+}
 
 Plan cut(const Problem& p, const Backend& backend, int asked) {
   const int threads = usable_threads(asked);
@@ -44,7 +49,10 @@ Plan cut(const Problem& p, const Backend& backend, int asked) {
   plan.heads = grouped && group > 0 ? p.Hkv : p.Hq;  // keys without a query head are no task
   int64_t rows_a_task = task_queries;
   switch (plan.form) {
-    case Form::tiled: plan.key_block = tiled_block; break;
+    case Form::tiled:
+      plan.key_block = tiled_block;
+      if (p.score == Score::additive) rows_a_task = additive_queries;
+      break;
     case Form::brief: plan.key_block = p.Lk; break;
     case Form::decode:
       plan.key_block = decode_block;

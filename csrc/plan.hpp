@@ -23,6 +23,9 @@ enum class Form : int32_t {
 #undef HARKEN_FORM
 };
 
+// Multiplications and additions of a call, about.
+double work(const Problem& problem);
+
 // What to do: tasks = batches x heads x tiles x ranges, the key range innermost.
 struct Plan {
   Form form;

@@ -21,7 +21,7 @@ struct View {
   int64_t batch[max_batch_axes];  // only the first Problem::batch_axes are set
 };
 
-enum class Score : int32_t { dot, cosine };
+enum class Score : int32_t { dot, cosine, additive };
 
 enum class Precision : int32_t { highest, high, medium };  // of the products of float32 on a matrix engine
 
@@ -40,6 +40,7 @@ struct Problem {
   View lse;      // (B, Hq, Lq)      f64 for f64 input, else f32; or absent
   View weights;  // (B, Hq, Lq, Lk)  all zero on entry; or absent
 
+  View w;     // (B, Hq, D)  col steps through D; any floating type; or absent
   View mask;  // (B, Hq, Lq, Lk)  boolean; or absent
   View bias;  // (B, Hq, Lq, Lk)  any floating type; or absent
 

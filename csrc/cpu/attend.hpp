@@ -37,6 +37,13 @@ inline bool move_state(const Problem& p, Workspace<T>& work, Queries<T>& q, bool
   return moved;
 }
 
+template <class T>
+inline Rows<T> near_keys(const Problem& p, const Head<T>& head, Workspace<T>& work, int64_t k0, int64_t k1) {
+  Rows<T> K = near(head.K, k0, k1, p.D, p.D, head.cosine, work.K);
+  if (head.additive) bring(K, k1 - k0, p.D, work.additive);
+  return K;
+}
+
 // One block of keys joins the state of one tile of queries.
 template <class T>
 inline void absorb(const Problem& p, const Head<T>& head, Workspace<T>& work, Queries<T>& q, const Rows<T>& K,
@@ -187,11 +194,11 @@ inline void attend_rows(const Problem& p, const Plan& plan, const Task& task, co
     q.width = q.columns * lanes<T>;
   }
 
+  if (head.additive) read_weights(head, p.D, padded<T>(p.D), work.w);
   for (bool again = tiles > 0; again;) {
     for (int t = 0; t < tiles; ++t) start(p, head, work, work.queries[t]);
     bool whole = for_blocks(plan, head, task, i1, [&](int64_t k0, int64_t k1) {
-      Rows<T> K = near(head.K, k0, k1, p.D, p.D, head.cosine, work.K),
-              V = near(head.V, k0, k1, p.Dv, p.Dv, false, work.V);
+      Rows<T> K = near_keys(p, head, work, k0, k1), V = near(head.V, k0, k1, p.Dv, p.Dv, false, work.V);
       for (int t = 0; t < tiles; ++t) absorb(p, head, work, work.queries[t], K, V, k0, k1, careful, hidden);
     });
     if (!whole) return;
@@ -210,9 +217,8 @@ inline void attend_rows(const Problem& p, const Plan& plan, const Task& task, co
     }
     finish_tile(p, head, work, q, only);
     if (!head.weights.data) continue;
-    for_blocks(plan, head, task, i1, [&](int64_t k0, int64_t k1) {
-      weigh(p, head, work, q, near(head.K, k0, k1, p.D, p.D, head.cosine, work.K), k0, k1);
-    });
+    for_blocks(plan, head, task, i1,
+               [&](int64_t k0, int64_t k1) { weigh(p, head, work, q, near_keys(p, head, work, k0, k1), k0, k1); });
   }
   if (!split) blank_rows(p, head, i1, task.q1, work.rows);
 }

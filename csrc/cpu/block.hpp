@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../softmax.hpp"
+#include "additive_product.hpp"
 #include "product.hpp"
 #include "workspace.hpp"
 
@@ -82,6 +83,12 @@ inline int score_block(const Problem& p, const Head<T>& head, Workspace<T>& work
   for (int n = 0; n < count; ++n) {
     const Piece& at = pieces[n];
     int64_t c = at.c0 * lanes<T>;
+    if (head.additive) {
+      additive_scores(work.w, work.additive, q.Q, q.additive, q.width, p.D, at.k0, at.k1, at.c0, at.c1, work.seed,
+                      work.S, work.seen);
+      tops(Tile<T>{work.S, q.width, {}, T(1), nullptr, nullptr, nullptr, nullptr, nullptr, nullptr}, at, work.top);
+      continue;
+    }
     scores(K.at + at.k0 * K.step, K.step, at.k1 - at.k0, q.Q + c, q.width, at.c1 - at.c0, p.D,
            work.S + at.k0 * q.width + c, work.seed + c, work.top + c);
   }

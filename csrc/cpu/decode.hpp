@@ -5,6 +5,7 @@
 // the same tile, the same passes, the same page as attend.hpp; only the products differ.
 #pragma once
 
+#include "additive_product.hpp"
 #include "attend.hpp"
 #include "row_product.hpp"
 
@@ -17,6 +18,8 @@ struct DecodeWorkspace {
   T *K, *V;                   // [chunk][D], [chunk][Dv]: a copy, where one is needed
   T *S, *bias, *mask, *seen;  // [chunk / keys][lanes]
   T* row;                     // [chunk]
+  AdditiveKeys<T>* additive;  // of the chunk; and w of each head
+  ChannelWeights<T>* w;
 };
 
 // Up to four rows of a task with their state; row r has the lanes r * keys .. (r + 1) * keys - 1.
@@ -26,6 +29,7 @@ struct DecodeRows {
   int count;         // registers' rows: 4, 2 or 1. Three rows are four, the last one twice, and it is left once
   T *Q, *O;          // [count][D], [count][Dv], D and Dv rounded up to registers
   T *m, *l, *limit;  // [lanes], alike in all lanes of a row; l: [count][lanes], one sum for each residue of the key
+  AdditiveQueries<T>* additive;
 };
 
 // Bias or mask for the scores of a group, as they lie in S.
@@ -92,7 +96,18 @@ inline void absorb_rows(const Problem& p, const Head<T>* heads, const DecodeWork
   hidden |= edge || masked;
   Tile<T> tile = {work.S, lanes<T>, take(key), T(keys), position, first, end, slope, nullptr, nullptr};
 
-  scores_of_rows<T, E, R>(at.K, at.K_step, at.n, rows.Q, at.D, work.S, next_V);
+  if (heads[0].additive) {
+    const T* w[R];
+    Lanes<T> power;
+    for (int lane = 0; lane < lanes<T>; ++lane) {
+      const ChannelWeights<T>& of_head = work.w[least(rows.r0 + lane / keys, rows.last) / p.Lq];
+      w[lane / keys] = of_head.w;
+      power[lane] = of_head.power;
+    }
+    additive_scores_of_rows<T, R>(*work.additive, w, rows.Q, *rows.additive, power, at.D, work.S, work.seen);
+  } else {
+    scores_of_rows<T, E, R>(at.K, at.K_step, at.n, rows.Q, at.D, work.S, next_V);
+  }
   if (by.bias) {
     gather<T, R>(p, heads, &Head<T>::bias, rows, at.k0, at.n, work.bias, work.row);
     tile.bias = work.bias;
@@ -161,6 +176,7 @@ inline bool absorb_keys(const Problem& p, const Task& task, const Head<T>* heads
       if (head.V.type == Type::bf16) part(work.V, n, Dv);
       at.K_step = D;
       at.V_step = Dv;
+      if (head.additive) bring(Rows<T>{work.K, D}, n, D, *work.additive);
     }
     for (int g = 0; g < count; ++g) {
       bool ahead = beyond_L2 && g == 0;
@@ -184,7 +200,7 @@ template <class T>
 inline bool absorb_stored(const Problem& p, const Task& task, const Head<T>* heads, const DecodeWorkspace<T>& work,
                           const DecodeRows<T>* groups, int count, bool careful, bool& hidden) {
   const Head<T>& head = heads[0];
-  const bool whole = p.D % lanes<T> == 0 && p.Dv % lanes<T> == 0 && !head.cosine;
+  const bool whole = p.D % lanes<T> == 0 && p.Dv % lanes<T> == 0 && !head.cosine && !head.additive;
 #define HARKEN_ABSORB(name, cpp, numpy, compute)                                               \
   if constexpr (__is_same(T, compute))                                                         \
     if (whole && plain<cpp>(head.K, Type::name) && plain<cpp>(head.V, Type::name))             \
@@ -224,6 +240,16 @@ inline int64_t set_up(const Problem& p, char* from, DecodeSpace<T>& space) {
   T** tiles[] = {&work.S, &work.bias, &work.mask, &work.seen};
   for (T** tile : tiles) *tile = array(chunk * 4);
   work.row = array(chunk);
+  if (p.score == Score::additive) {
+    work.additive = (AdditiveKeys<T>*)bytes(sizeof(AdditiveKeys<T>));
+    T* of_keys[] = {array(chunk * padded<T>(D)), array(chunk * padded<T>(D)), array(chunk)};
+    if (from) *work.additive = {nullptr, 0, 0, {of_keys[0], of_keys[1]}, of_keys[2], 0, 0, {}};
+    work.w = (ChannelWeights<T>*)bytes(heads * sizeof(ChannelWeights<T>));
+    for (int64_t h = 0; h < heads; ++h) {
+      T* const w = array(padded<T>(D));
+      if (from) work.w[h].w = w;
+    }
+  }
   space.heads = (Head<T>*)bytes(heads * sizeof(Head<T>));
   space.groups = (DecodeRows<T>*)bytes(rows * sizeof(DecodeRows<T>));
   space.count = 0;
@@ -236,6 +262,12 @@ inline int64_t set_up(const Problem& p, char* from, DecodeSpace<T>& space) {
     group.O = array(group.count * Dv);
     T** states[] = {&group.m, &group.l, &group.limit};
     for (T** state : states) *state = array(group.count * lanes<T>);
+    if (p.score == Score::additive) {
+      const int64_t x = 3 * group.count * padded<T>(D);
+      group.additive = (AdditiveQueries<T>*)bytes(sizeof(AdditiveQueries<T>));
+      T* of_rows[] = {array(x), array(x), array(lanes<T>)};
+      if (from) *group.additive = {{of_rows[0], of_rows[1]}, of_rows[2], 0, 0, {}};
+    }
     if (from) space.groups[space.count] = group;
     ++space.count;
     r += group.count;
@@ -244,7 +276,7 @@ inline int64_t set_up(const Problem& p, char* from, DecodeSpace<T>& space) {
 }
 
 template <class T>
-inline void start(const Problem& p, const Head<T>* heads, const DecodeRows<T>& rows) {
+inline void start(const Problem& p, const Head<T>* heads, const DecodeWorkspace<T>& work, const DecodeRows<T>& rows) {
   const int64_t D = up(p.D, lanes<T>), Dv = up(p.Dv, lanes<T>);
   for (int r = 0; r < rows.count; ++r) {
     const int64_t of_task = least(rows.r0 + r, rows.last);
@@ -253,6 +285,11 @@ inline void start(const Problem& p, const Head<T>* heads, const DecodeRows<T>& r
     compact(head.Q, of_task % p.Lq, 1, p.D, D, head.cosine, q);
     for (int64_t d = 0; d < D; d += lanes<T>) put(q + d, take(q + d) * fill(T(head.scale)));
     if (head.K.type == Type::bf16) part(q, 1, D);
+  }
+  if (heads[0].additive) {
+    bool finite[4];
+    for (int r = 0; r < rows.count; ++r) finite[r] = work.w[least(rows.r0 + r, rows.last) / p.Lq].finite;
+    measure_rows(finite, rows.Q, D, rows.count, *rows.additive);
   }
   for (int64_t d = 0; d < rows.count * Dv; d += lanes<T>) put(rows.O + d, Lanes<T>{});
   put(rows.m, fill(T(-infinity)));
@@ -292,9 +329,12 @@ inline void attend_decode(const Problem& p, const Plan& plan, int64_t index, cha
   int64_t group = p.Hq / p.Hkv;
   for (int64_t g = 0; g < group; ++g) space.heads[g] = head_at<T>(p, task.b, task.h * group + g);
 
+  for (int64_t g = 0; g < group && space.heads[0].additive; ++g)
+    read_weights(space.heads[g], p.D, padded<T>(up(p.D, lanes<T>)), space.work.w[g]);
+
   bool careful = false, hidden = false;
   for (bool again = true; again;) {
-    for (int g = 0; g < space.count; ++g) start(p, space.heads, space.groups[g]);
+    for (int g = 0; g < space.count; ++g) start(p, space.heads, space.work, space.groups[g]);
     if (!absorb_stored(p, task, space.heads, space.work, space.groups, space.count, careful, hidden)) return;
     again = false;
     if (hidden && !careful)  // 0 times NaN, as in attend_tiled

@@ -53,12 +53,13 @@ inline double number_at(const View& view, const BatchRow& b, int64_t h, double o
 
 template <class T>
 struct Head {
-  Matrix Q, K, V, out, lse, weights, mask, bias;
+  Matrix Q, K, V, out, lse, weights, mask, bias, w;
   Sight sight;
   Modifiers<T> modifiers;
-  double scale;  // of q.k, times log2 e
-  double sink;   // times log2 e
-  bool has_sink, cosine;
+  double scale;    // of q.k, times log2 e
+  double w_scale;  // of w, likewise; q is then as it is
+  double sink;     // times log2 e
+  bool has_sink, cosine, additive;
   int64_t queries;  // those below q_length
 };
 
@@ -76,10 +77,13 @@ inline Head<T> head_at(const Problem& p, int64_t batch_row, int64_t h) {
   head.weights = matrix_at(p.weights, b, h);
   head.mask = matrix_at(p.mask, b, h);
   head.bias = matrix_at(p.bias, b, h);
+  head.w = matrix_at(p.w, b, h);
   head.queries = integer_at(p.q_lengths, b, p.Lq);
   int64_t keys = integer_at(p.kv_lengths, b, p.Lk);
   head.sight = {integer_at(p.q_starts, b, keys - head.queries), keys, p.left, p.right};
-  head.scale = number_at(p.scales, b, h, p.scale) * log2e;
+  head.additive = p.score == Score::additive;
+  head.w_scale = number_at(p.scales, b, h, p.scale) * log2e;
+  head.scale = head.additive ? 1 : head.w_scale;
   head.has_sink = p.sinks.data != nullptr;
   head.sink = number_at(p.sinks, b, h, 0) * log2e;
   head.cosine = p.score == Score::cosine;

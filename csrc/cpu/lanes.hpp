@@ -112,6 +112,19 @@ HARKEN_INLINE F absolute(F x) {
   return max(x, -x);
 }
 
+// a / b, for 1 <= b <= 2^122 (2^1000).
+template <class F>
+HARKEN_INLINE F ratio(F a, F b) {
+  return a / b;
+}
+
+// x is rounded before it goes on into a sum.
+template <class F>
+HARKEN_INLINE F rounded(F x) {
+  __asm__("" : "+v"(x));
+  return x;
+}
+
 // 2^f on [-1/2, 1/2], less the constant 1: a minimax fit in float (1.5 units of 2^-24), below rounding in double.
 constexpr double exp2_coefficients[2][11] = {
     {6.931470037e-01, 2.402224243e-01, 5.550733581e-02, 9.671512991e-03, 1.326472731e-03},

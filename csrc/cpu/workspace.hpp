@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../plan.hpp"
+#include "additive.hpp"
 #include "tile.hpp"
 
 namespace harken {
@@ -15,6 +16,7 @@ struct Queries {
   int64_t width;  // columns x lanes, n rounded up
   T *Q, *O;       // [D][width], [Dv][width]
   T *m, *l, *limit;
+  AdditiveQueries<T> additive;
 };
 
 // What a thread works in, for one task.
@@ -27,6 +29,8 @@ struct Workspace {
   int64_t row_step;
   int tiles;
   Queries<T>* queries;
+  ChannelWeights<T> w;  // these two of additive attention alone
+  AdditiveKeys<T> additive;
 };
 
 constexpr int most_tiles(int64_t width) { return int((256 + width - 1) / width); }
@@ -54,6 +58,11 @@ inline int64_t set_up(const Problem& p, const Plan& plan, char* from, Workspace<
   work.rows = array(lanes<T> * work.row_step);
   T** of_a_row[] = {&work.top, &work.seed, &work.subtract, &work.p, &work.first, &work.end, &work.slope};
   for (T** a : of_a_row) *a = array(width);
+  if (p.score == Score::additive) {
+    work.w.w = array(padded<T>(p.D));
+    for (T*& y : work.additive.y) y = array(up(block, lanes<T>) * padded<T>(p.D));
+    work.additive.bound = array(block);
+  }
   work.tiles = int((plan.tile_rows + width - 1) / width);
   work.queries = (Queries<T>*)(from + used);
   used += up(work.tiles * sizeof(Queries<T>), 64);
@@ -64,6 +73,10 @@ inline int64_t set_up(const Problem& p, const Plan& plan, char* from, Workspace<
     q.m = array(width);
     q.l = array(width);
     q.limit = array(width);
+    if (p.score == Score::additive) {
+      for (T*& x : q.additive.x) x = array(3 * padded<T>(p.D) * width);
+      q.additive.bound = array(width);
+    }
     if (from) work.queries[t] = q;
   }
   return used;
@@ -76,6 +89,7 @@ inline void start(const Problem& p, const Head<T>& head, Workspace<T>& work, Que
     Rows<T> rows = near(head.Q, i, i + n, p.D, work.row_step, head.cosine, work.rows);
     read_transposed(rows, n, p.D, fill(T(head.scale)), q.Q + c * lanes<T>, q.width);
   }
+  if (head.additive) measure(work.w, q.Q, p.D, q.width, q.n, q.additive);
   T* O = q.O;
   for (int64_t d = 0, end = p.Dv * q.width; d < end; d += lanes<T>) put(O + d, Lanes<T>{});
   for (int64_t c = 0; c < q.width; c += lanes<T>) {

@@ -14,11 +14,6 @@ constexpr double work_worth_interrupting = 1e7;
 
 thread_local bool handles_signals = false;
 
-double work(const Problem& problem) {
-  return 2.0 * double(problem.batches) * double(problem.Hq) * double(problem.Lq) * double(problem.Lk) *
-         double(problem.D + problem.Dv);
-}
-
 // Python runs signal handlers on its main thread only. A call on another one need not ask for the lock in vain.
 bool on_main_thread() {
   const py::object main_thread = py::module_::import("threading").attr("main_thread")();

@@ -73,7 +73,7 @@ void read_scale(Request& request) {
   PyObject* given = request[argument::scale];
   problem.scales.data = nullptr;
   if (given == Py_None) {
-    problem.scale = problem.score == Score::cosine || problem.D == 0 ? 1 : 1 / sqrt(double(problem.D));
+    problem.scale = problem.score != Score::dot || problem.D == 0 ? 1 : 1 / sqrt(double(problem.D));
   } else if (number(given, &problem.scale)) {
     if (!isfinite(problem.scale)) refuse(PyExc_ValueError, "scale is %R: wanted a finite number", given);
   } else {
@@ -167,6 +167,24 @@ void read_pairs(Request& request, Argument argument, PyArrayObject* array, View&
   view.col = strides[2];
 }
 
+void read_w(Request& request) {
+  Problem& problem = request.problem;
+  View& w = problem.w;
+  w.data = nullptr;
+  if (!request.given(argument::w)) return;
+  if (problem.score != Score::additive) {
+    refuse(PyExc_ValueError, "w is given, and score is %R: only score='additive' weighs channels; leave w=None",
+           request[argument::score]);
+  }
+  const int64_t sizes[] = {problem.Hq, problem.D};
+  int64_t strides[2];
+  PyArrayObject* array = floating(request, argument::w, &w.type);
+  broadcast(request, argument::w, array, w, 2, sizes, strides, "(..., Hq, D)");
+  w.head = strides[0];
+  w.row = 0;
+  w.col = strides[1];
+}
+
 void read_device(Request& request) {
   PyObject* given = request[argument::device];
   if (given == Py_None) return;
@@ -205,9 +223,9 @@ void broadcast(const Request& request, Argument argument, PyArrayObject* array, 
 
 void read_options(Request& request) {
   Problem& problem = request.problem;
-  static const char* const scores[] = {"dot", "cosine"};
+  static const char* const scores[] = {"dot", "cosine", "additive"};
   static const char* const precisions[] = {"highest", "high", "medium"};
-  problem.score = Score(word(request, argument::score, scores, "'dot' or 'cosine'"));
+  problem.score = Score(word(request, argument::score, scores, "'dot', 'cosine' or 'additive'"));
   const auto which = word(request, argument::precision, precisions, "'highest', 'high' or 'medium'");
   request.problem.precision = Precision(which);
   request.precision = precisions[which];
@@ -226,6 +244,7 @@ void read_options(Request& request) {
   if (request.given(argument::bias)) {
     read_pairs(request, argument::bias, floating(request, argument::bias, &problem.bias.type), problem.bias);
   }
+  read_w(request);
   if (request.given(argument::alibi)) read_per_head(request, argument::alibi, problem.slopes);
   if (request.given(argument::sinks)) read_per_head(request, argument::sinks, problem.sinks);
 

@@ -8,6 +8,7 @@
 """
 
 from harken._load import core as _core
+from harken.additive import additive_attention
 from harken.attention import attention
 from harken.backends import backends, get_backend, set_backend
 from harken.explain import Plan, explain
@@ -25,6 +26,7 @@ __version__ = _core.__version__
 __all__ = [
     "AttentionStats",
     "Plan",
+    "additive_attention",
     "alibi_slopes",
     "attention",
     "attention_stats",

@@ -23,7 +23,8 @@ class Options(TypedDict, total=False):
     q_lengths: ArrayLike | None
     kv_lengths: ArrayLike | None
     scale: ArrayLike | None
-    score: Literal["dot", "cosine"]
+    score: Literal["dot", "cosine", "additive"]
+    w: ArrayLike | None
     softcap: float | None
     alibi: ArrayLike | None
     sinks: ArrayLike | None
@@ -100,7 +101,8 @@ def attention(
     q_lengths: ArrayLike | None = None,
     kv_lengths: ArrayLike | None = None,
     scale: ArrayLike | None = None,
-    score: Literal["dot", "cosine"] = "dot",
+    score: Literal["dot", "cosine", "additive"] = "dot",
+    w: ArrayLike | None = None,
     softcap: float | None = None,
     alibi: ArrayLike | None = None,
     sinks: ArrayLike | None = None,
@@ -118,6 +120,7 @@ def attention(
 
         s_ij = scale * (q_i . k_j)                     score="dot"
         s_ij = scale * (q_i . k_j) / (|q_i| |k_j|)     score="cosine"; a zero vector has cosine 0
+        s_ij = scale * sum_d w_d tanh(q_id + k_jd)     score="additive"; see `harken.additive_attention`
         s_ij = softcap * tanh(s_ij / softcap)          if softcap is given
         s_ij = s_ij + bias_ij - alibi * |p_i - j|
         p_ij = exp(s_ij) / (exp(sink) + sum_j exp(s_ij))
@@ -150,9 +153,11 @@ def attention(
     q_lengths, kv_lengths : int or array_like of int, broadcastable to the leading axes, optional
         How many of the queries and of the keys exist. Keys past the length are not read; queries past it give 0.
     scale : float or array_like, broadcastable to (..., Hq), optional
-        By default 1 / sqrt(D) for "dot", 1 for "cosine".
-    score : {"dot", "cosine"}
+        By default 1 / sqrt(D) for "dot", 1 for "cosine" and "additive".
+    score : {"dot", "cosine", "additive"}
         How a query meets a key.
+    w : array_like of floats, broadcastable to (..., Hq, D), optional
+        For "additive" alone: what each channel weighs; by default 1.
     softcap : float, optional
         Bends the scores into (-softcap, softcap).
     alibi : array_like, broadcastable to (..., Hq), optional
@@ -197,6 +202,7 @@ def attention(
 
     See Also
     --------
+    additive_attention : `score="additive"` as a function of its own.
     reference : the same signature in plain NumPy.
     explain : how a call would be computed.
 

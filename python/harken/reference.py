@@ -27,6 +27,7 @@ def reference(
     kv_lengths: ArrayLike | None = None,
     scale: ArrayLike | None = None,
     score: str = "dot",
+    w: ArrayLike | None = None,
     softcap: float | None = None,
     alibi: ArrayLike | None = None,
     sinks: ArrayLike | None = None,
@@ -47,6 +48,7 @@ def reference(
 
         s_ij = scale * (q_i . k_j)                     score="dot",    scale = 1/sqrt(D) if None
         s_ij = scale * (q_i . k_j) / (|q_i| |k_j|)     score="cosine", scale = 1 if None, zero vectors give 0
+        s_ij = scale * sum_d w_d tanh(q_id + k_jd)     score="additive", scale = 1 if None, w = 1 if None
         s_ij = softcap * tanh(s_ij / softcap)          if softcap is given
         s_ij = s_ij + bias_ij - alibi * |p_i - j|
         p_ij = exp(s_ij - m_i) / l_i                   m_i = max(sink, max_j s_ij)
@@ -64,6 +66,7 @@ def reference(
     mask, bias : array_like, broadcastable to (..., Hq, Lq, Lk)
         bool, True = may look; floating, added to the scores.
     scale, alibi, sinks : array_like, broadcastable to (..., Hq)
+    w : array_like, broadcastable to (..., Hq, D), only with score="additive"
     q_start, q_lengths, kv_lengths : array_like of int, broadcastable to the leading axes (...)
     dtype : dtype, optional
         Compute in this type and return out, lse and weights in it, unrounded. By default float64 computes in float64,
@@ -97,8 +100,10 @@ def reference(
         raise TypeError(f"q, k and v differ in dtype: {q.dtype}, {k.dtype} and {v.dtype}; convert them to one")
     if head_axis not in (-3, -2):
         raise ValueError(f"head_axis is {head_axis!r}: give -3 for (..., H, L, D) or -2 for (..., L, H, D)")
-    if score not in ("dot", "cosine"):
-        raise ValueError(f"score is {score!r}: give 'dot' or 'cosine'")
+    if score not in ("dot", "cosine", "additive"):
+        raise ValueError(f"score is {score!r}: give 'dot', 'cosine' or 'additive'")
+    if w is not None and score != "additive":
+        raise ValueError(f"w is given and score is {score!r}: only score='additive' weighs channels")
     if softcap is not None and not 0 < softcap < np.inf:
         raise ValueError(f"softcap is {softcap!r}: give a finite number above 0, or None for no cap")
     compute = np.dtype(dtype or (np.float64 if q.dtype == np.float64 else np.float32))
@@ -146,7 +151,12 @@ def reference(
             Q, K = _unit(Q), _unit(K)
         if scale is None:
             scale = 1 / np.sqrt(max(D, 1)) if score == "dot" else 1.0
-        S = per_head(scale) * (Q @ K.swapaxes(-1, -2))
+        if score == "additive":
+            W = np.broadcast_to(1 if w is None else _floating("w", w), (*batch, Hq, D)).astype(compute)
+            S = (W[..., None, None, :] * np.tanh(Q[..., :, None, :] + K[..., None, :, :])).sum(axis=-1)
+        else:
+            S = Q @ K.swapaxes(-1, -2)
+        S = per_head(scale) * S
         if softcap is not None:
             cap = np.asarray(softcap, compute)
             S = cap * np.tanh(S / cap)
