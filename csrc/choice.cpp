@@ -60,7 +60,7 @@ bool able(Form form, const Problem& p, const Backend& backend) {
     case Form::
         matrix:  // alibi puts the first keys far below the others; 16-bit numbers divided by a norm have more bits
       return backend.engine && p.type != Type::f64 && !p.weights.data && !p.slopes.data &&
-             (p.score == Score::dot || p.type == Type::f32) && p.D > 0 && p.Dv > 0;
+             ((p.score == Score::dot && p.k_scale.col == 0) || p.type == Type::f32) && p.D > 0 && p.Dv > 0;
   }
   return false;
 }

@@ -24,7 +24,8 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 double microseconds(const Problem& p, const Backend& backend) {
   double heads = double(p.batches) * double(p.Hq), pairs = heads * double(p.Lq) * double(p.Lk);
   double flops = 2 * pairs * double(p.D + p.Dv);
-  double bytes = double(p.batches) * double(p.Hkv) * double(p.Lk) * double(p.D + p.Dv) * double(size_of(p.type));
+  double bytes =
+      double(p.batches) * double(p.Hkv) * double(p.Lk) * double(p.D * size_of(p.k.type) + p.Dv * size_of(p.v.type));
   double rate = 6e3 * backend.tiling[p.type == Type::f64].lanes;  // flops a microsecond, half of the usual
   return flops / rate + bytes / 40e3;
 }

@@ -17,6 +17,9 @@ struct DecodeWorkspace {
   T *K, *V;                   // [chunk][D], [chunk][Dv]: a copy, where one is needed
   T *S, *bias, *mask, *seen;  // [chunk / keys][lanes]
   T* row;                     // [chunk]
+  // Off the keys and values, of which only numbers as they are stored are read:
+  Scale of_K, of_V;  // of each column: into q, into O. Of each row: into the scores, into the weights after l is summed
+  T *factor_K, *factor_V;  // [chunk + lanes], the factors of its rows
 };
 
 // Up to four rows of a task with their state; row r has the lanes r * keys .. (r + 1) * keys - 1.
@@ -38,6 +41,16 @@ inline void gather(const Problem& p, const Head<T>* heads, Matrix Head<T>::* whi
     read_row(heads[of_task / p.Lq].*which, of_task % p.Lq, k0, n, row);
     for (int k = 0; k < up(n, keys); ++k) to[k / keys * lanes<T> + r * keys + k % keys] = k < n ? row[k] : T(0);
   }
+}
+
+// S[k][r] *= factor[k].
+template <class T, int R>
+inline void scale_keys(T* S, int registers, const T* factor) {
+  typename Vector<T>::Words key;
+#pragma GCC unroll 16
+  for (int lane = 0; lane < lanes<T>; ++lane) key[lane] = lane % keys_in<T, R>;
+  for (int i = 0; i < registers; ++i, S += lanes<T>, factor += keys_in<T, R>)
+    put(S, take(S) * __builtin_shuffle(take(factor), key));
 }
 
 // P = 2^(S - subtract), l += P. A row's sum is kept for each residue of its keys modulo the number of lanes, so that
@@ -93,6 +106,7 @@ inline void absorb_rows(const Problem& p, const Head<T>* heads, const DecodeWork
   Tile<T> tile = {work.S, lanes<T>, take(key), T(keys), position, first, end, slope, nullptr, nullptr};
 
   scores_of_rows<T, E, R>(at.K, at.K_step, at.n, rows.Q, at.D, work.S, next_V);
+  if (work.of_K.by_row()) scale_keys<T, R>(work.S, registers, work.factor_K);
   if (by.bias) {
     gather<T, R>(p, heads, &Head<T>::bias, rows, at.k0, at.n, work.bias, work.row);
     tile.bias = work.bias;
@@ -121,6 +135,7 @@ inline void absorb_rows(const Problem& p, const Head<T>* heads, const DecodeWork
         put(rows.O + r * at.Dv + d, take(rows.O + r * at.Dv + d) * fill(T(to.factor[r * keys])));
   }
   exponentials_of_rows<T, R>(work.S, registers, to.subtract, rows.l);
+  if (work.of_V.by_row()) scale_keys<T, R>(work.S, registers, work.factor_V);
 
   if (!careful) {
     constexpr int X = sums_held / R < 8 ? sums_held / R : 8;
@@ -160,6 +175,8 @@ inline bool absorb_keys(const Problem& p, const Task& task, const Head<T>* heads
       at.K_step = D;
       at.V_step = Dv;
     }
+    if (work.of_K.by_row()) read_factors(work.of_K, k, n, work.factor_K);
+    if (work.of_V.by_row()) read_factors(work.of_V, k, n, work.factor_V);
     for (int g = 0; g < count; ++g) {
       bool ahead = beyond_L2 && g == 0;
       Ahead V = {ahead ? (const char*)at.V : nullptr, head.V.row, p.Dv * int64_t(sizeof(E))};
@@ -187,7 +204,7 @@ inline bool absorb_stored(const Problem& p, const Task& task, const Head<T>* hea
   if constexpr (__is_same(T, compute))                                                         \
     if (whole && plain<cpp>(head.K, Type::name) && plain<cpp>(head.V, Type::name))             \
       return absorb_keys<T, cpp>(p, task, heads, work, groups, count, false, careful, hidden);
-  HARKEN_STORAGE_TYPES(HARKEN_ABSORB)
+  HARKEN_KEY_TYPES(HARKEN_ABSORB)
 #undef HARKEN_ABSORB
   return absorb_keys<T, T>(p, task, heads, work, groups, count, true, careful, hidden);
 }
@@ -222,6 +239,8 @@ inline int64_t set_up(const Problem& p, char* from, DecodeSpace<T>& space) {
   T** tiles[] = {&work.S, &work.bias, &work.mask, &work.seen};
   for (T** tile : tiles) *tile = array(chunk * 4);
   work.row = array(chunk);
+  work.factor_K = array(chunk + lanes<T>);
+  work.factor_V = array(chunk + lanes<T>);
   space.heads = (Head<T>*)bytes(heads * sizeof(Head<T>));
   space.groups = (DecodeRows<T>*)bytes(rows * sizeof(DecodeRows<T>));
   space.count = 0;
@@ -242,13 +261,14 @@ inline int64_t set_up(const Problem& p, char* from, DecodeSpace<T>& space) {
 }
 
 template <class T>
-inline void start(const Problem& p, const Head<T>* heads, const DecodeRows<T>& rows) {
+inline void start(const Problem& p, const Head<T>* heads, const Scale& of_K, const DecodeRows<T>& rows) {
   const int64_t D = up(p.D, lanes<T>), Dv = up(p.Dv, lanes<T>);
   for (int r = 0; r < rows.count; ++r) {
     const int64_t of_task = least(rows.r0 + r, rows.last);
     const Head<T>& head = heads[of_task / p.Lq];
     T* q = rows.Q + r * D;
     compact(head.Q, of_task % p.Lq, 1, p.D, D, head.cosine, q);
+    if (of_K.data && !of_K.by_row()) scale_row(of_K, 0, p.D, q);
     for (int64_t d = 0; d < D; d += lanes<T>) put(q + d, take(q + d) * fill(T(head.scale)));
   }
   for (int64_t d = 0; d < rows.count * Dv; d += lanes<T>) put(rows.O + d, Lanes<T>{});
@@ -258,7 +278,7 @@ inline void start(const Problem& p, const Head<T>* heads, const DecodeRows<T>& r
 }
 
 template <class T>
-inline void finish(const Problem& p, const Plan& plan, const Task& task, const Head<T>* heads,
+inline void finish(const Problem& p, const Plan& plan, const Task& task, const Head<T>* heads, const Scale& of_V,
                    const DecodeRows<T>& rows) {
   const int64_t Dv = up(p.Dv, lanes<T>);
   const int keys = lanes<T> / rows.count;
@@ -266,6 +286,7 @@ inline void finish(const Problem& p, const Plan& plan, const Task& task, const H
     int64_t row = rows.r0 + r, i = row % p.Lq;
     const Head<T>& head = heads[row / p.Lq];
     T m = rows.m[r * keys], l = 0;
+    if (of_V.data && !of_V.by_row()) scale_row(of_V, 0, p.Dv, rows.O + r * Dv);
     for (int k = 0; k < lanes<T>; ++k) l += rows.l[k / keys * lanes<T> + r * keys + k % keys];
     if (plan.ranges > 1) {
       Partial<T> to = partial_at<T>(p, plan, task.index);
@@ -287,10 +308,18 @@ inline void attend_decode(const Problem& p, const Plan& plan, int64_t index, cha
   set_up(p, scratch, space);
   int64_t group = p.Hq / p.Hkv;
   for (int64_t g = 0; g < group; ++g) space.heads[g] = head_at<T>(p, task.b, task.h * group + g);
+  Matrix &K = space.heads[0].K, &V = space.heads[0].V;  // all heads of the task read these
+  space.work.of_V = V.scale;
+  V.scale = {};
+  space.work.of_K = {};
+  if (!space.heads[0].cosine) {
+    space.work.of_K = K.scale;
+    K.scale = {};
+  }
 
   bool careful = false, hidden = false;
   for (bool again = true; again;) {
-    for (int g = 0; g < space.count; ++g) start(p, space.heads, space.groups[g]);
+    for (int g = 0; g < space.count; ++g) start(p, space.heads, space.work.of_K, space.groups[g]);
     if (!absorb_stored(p, task, space.heads, space.work, space.groups, space.count, careful, hidden)) return;
     again = false;
     if (hidden && !careful)  // 0 times NaN, as in attend_tiled
@@ -298,7 +327,7 @@ inline void attend_decode(const Problem& p, const Plan& plan, int64_t index, cha
         again |= !finite(space.groups[g].O, space.groups[g].count * up(p.Dv, lanes<T>));
     careful = again;
   }
-  for (int g = 0; g < space.count; ++g) finish(p, plan, task, space.heads, space.groups[g]);
+  for (int g = 0; g < space.count; ++g) finish(p, plan, task, space.heads, space.work.of_V, space.groups[g]);
 }
 
 }  // namespace

@@ -46,6 +46,10 @@ typedef uint32_t Bits32 __attribute__((vector_size(vector_bytes)));
 typedef uint16_t Bits16 __attribute__((vector_size(vector_bytes / 2)));
 typedef uint16_t Bits16Anywhere __attribute__((vector_size(vector_bytes / 2), aligned(1), may_alias));
 
+typedef int8_t Bytes __attribute__((vector_size(vector_bytes / 4)));
+typedef int16_t Shorts __attribute__((vector_size(vector_bytes / 2)));
+typedef int8_t BytesAnywhere __attribute__((vector_size(vector_bytes / 4), aligned(1), may_alias));
+
 constexpr float infinity = __builtin_inff();
 
 template <int n>
@@ -80,6 +84,12 @@ HARKEN_INLINE void put(S* at, F32 x) {
   *(Bits16Anywhere*)at = __builtin_convertvector(narrow<F32, Bits32>(S{}, x), Bits16);
 }
 
+HARKEN_INLINE F32 take(const int8_t* at) {
+  const Bytes x = *(const BytesAnywhere*)at;  // by way of 16 bits: four times as wide is no one instruction of SSE2
+  return __builtin_convertvector(__builtin_convertvector(__builtin_convertvector(x, Shorts), Words32), F32);
+}
+
+HARKEN_INLINE float take_one(int8_t x) { return x; }
 HARKEN_INLINE float take_one(float x) { return x; }
 HARKEN_INLINE double take_one(double x) { return x; }
 template <class S>

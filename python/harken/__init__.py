@@ -13,6 +13,7 @@ from harken.backends import backends, get_backend, set_backend
 from harken.explain import Plan, explain
 from harken.info import info
 from harken.merge import merge
+from harken.quantize import quantize, smooth, smooth_shift
 from harken.reference import reference
 from harken.threads import get_num_threads, set_num_threads
 
@@ -27,7 +28,10 @@ __all__ = [
     "get_num_threads",
     "info",
     "merge",
+    "quantize",
     "reference",
     "set_backend",
     "set_num_threads",
+    "smooth",
+    "smooth_shift",
 ]
