@@ -178,8 +178,8 @@ def test_weights(backend: str) -> None:
 
 @forms
 def test_any_layout(backend: str, form: str) -> None:
-    q, k, v = int8(FLOATS[0], 9, 66, 32)
-    for how in SCALES:
+    for how, (Lq, D) in itertools.product(SCALES, ((9, 32), (3, 64))):
+        q, k, v = int8(FLOATS[0], Lq, 66, D)
         k_scale, v_scale = factors(k, how), factors(v, how, 6)
         with in_form(form):
             plain = harken.attention(q, k, v, k_scale=k_scale, v_scale=v_scale)
@@ -275,6 +275,71 @@ def test_reference_is_attention_over_the_products() -> None:
         out = harken.reference(q, k, v, k_scale=k_scale, v_scale=v_scale, causal=True, dtype=np.float64)
         exact = [x.astype(float) * scale.astype(float) for x, scale in ((k, k_scale), (v, v_scale))]
         np.testing.assert_allclose(out, harken.reference(q.astype(float), *exact, causal=True), rtol=1e-12)
+
+
+# --- few queries, whole cache lines: the products by digits, where there is an engine for them ---
+
+
+@of_q
+@pytest.mark.parametrize(("D", "Dv"), [(64, 64), (128, 64), (64, 192), (1024, 64), (1088, 64)])
+def test_whole_lines(backend: str, type: Dtype, D: int, Dv: int) -> None:
+    """As many rows as there may be, and every tail of a chunk."""
+    for Lq, Lk, Hq in ((1, 64, 2), (1, 127, 8), (5, 65, 2), (2, 80, 6), (3, 1, 2), (7, 1100, 2)):
+        q, k, v = int8(type, Lq, Lk, D, Dv, Hq=Hq)
+        for of_k, of_v in (("token", "channel"), ("channel", "token")):
+            scale = {"k_scale": factors(k, of_k), "v_scale": factors(v, of_v)}
+            check(q, k, v, **scale, causal=True)
+            check(q, k, v, **scale, scale=8.0)  # one key has nearly all of the weight
+
+
+def test_rows_of_any_size(backend: str) -> None:
+    q, k, v = int8(FLOATS[0], 4, 300, 64, batch=())
+    scale = {"k_scale": factors(k, "token"), "v_scale": np.exp(np.random.default_rng(0).normal(0, 6, (300, 1)))}
+    scale["v_scale"] = scale["v_scale"].astype(np.float32)
+    q *= np.array([1e-36, 1e-5, 1.0, 10.0], np.float32)[:, None]
+    q[0] *= np.logspace(-6, 0, 64, dtype=np.float32)
+    q[1, 3] = 0
+    check(q, k, v, **scale)
+
+
+def test_rows_that_are_not_finite_leave_others_alone(backend: str) -> None:
+    q, k, v = int8(FLOATS[0], 4, 130, 64)
+    scale = {"k_scale": factors(k, "token"), "v_scale": factors(v, "token")}
+    with in_form("decode"):
+        clean = harken.attention(q, k, v, **scale)
+        for poison in (np.nan, np.inf, -np.inf, 1e30):
+            spoiled = q.copy()
+            spoiled[0, 0, 1, 5] = spoiled[1, 3, 3] = poison
+            others = np.ones(clean.shape, bool)
+            others[0, 0, 1] = others[1, 3, 3] = False
+            out = harken.attention(spoiled, k, v, **scale)
+            same_bits(out, clean, others)
+            truth = harken.reference(spoiled, k, v, **scale, dtype=np.float64)
+            assert (np.isnan(out) == np.isnan(truth)).all()
+        k[..., 5] = np.minimum(k[..., 5], -1)
+        one = harken.reference(np.abs(q), k, v, k_scale=0.01, v_scale=scale["v_scale"], dtype=np.float64)
+        spoiled = np.abs(q)
+        spoiled[0, 0, 1, 5] = np.inf  # every logit is -inf: such a row is 0
+        out = harken.attention(spoiled, k, v, k_scale=0.01, v_scale=scale["v_scale"])
+        assert not out[0, 0, 1].any()
+        np.testing.assert_allclose(out[1], one[1], atol=1e-4)
+        v_scale = factors(v, "token")
+        v_scale[0, 0, 40] = np.inf
+        v = v | 1
+        out = harken.attention(q, k, v, k_scale=0.01, v_scale=v_scale)
+        truth = harken.reference(q, k, v, k_scale=0.01, v_scale=v_scale, dtype=np.float64)
+        np.testing.assert_array_equal(out[0, :2], truth[0, :2].astype(np.float32))
+
+
+def test_a_row_does_not_know_its_neighbours(backend: str) -> None:
+    q, k, v = int8(FLOATS[0], 1, 700, 128, Hq=12)
+    scale = {"k_scale": factors(k, "token"), "v_scale": factors(v, "channel")}
+    together = harken.attention(q, k, v, **scale)
+    for n in (1, 2, 3, 4, 5):
+        part = np.concatenate([q[:, :n], q[:, 6 : 6 + n]], axis=1)
+        out = harken.attention(part, k, v, **scale)
+        same_bits(out[:, :n], np.ascontiguousarray(together[:, :n]))
+        same_bits(out[:, n:], np.ascontiguousarray(together[:, 6 : 6 + n]))
 
 
 # --- wrong calls ---

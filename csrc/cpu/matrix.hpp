@@ -36,8 +36,8 @@ inline bool modify_unit(const MatrixSpace& space, const Step& step, int64_t k1, 
   const float factor = scaled_later<N> ? float(head.scale) : 1.f;
   F32 count;
   for (int i = 0; i < lanes<float>; ++i) count[i] = float(i);
-  for (int i = n; i < keys; ++i) space.bias[i] = space.mask[i] = space.factors[i] = 0;
-  if (later) read_factors(head.K.scale, step.k0, n, space.factors);
+  for (int i = n; i < keys; ++i) space.bias[i] = space.mask[i] = 0;
+  if (later) read_factors(head.K.scale, step.k0, n, keys, space.factors);
   for (int r = 0; r < strip.n; ++r) {
     const int64_t i = strip.i0 + r;
     const Interval of = seen(head.sight, i);

@@ -117,9 +117,10 @@ inline void scale_row(const Scale& by, int64_t i, int64_t n, T* row) {
   for (; d < n; ++d) row[d] *= by.at<T>(0, d);
 }
 
-// The factors of rows i .. i + n - 1.
+// The factors of rows i .. i + n - 1, then 0 up to `whole`.
 template <class T>
-inline void read_factors(const Scale& by, int64_t i, int64_t n, T* to) {
+inline void read_factors(const Scale& by, int64_t i, int64_t n, int64_t whole, T* to) {
+  for (int64_t r = n; r < whole; ++r) to[r] = 0;
   if (by.row == sizeof(T)) {
     __builtin_memcpy(to, by.data + i * by.row, n * sizeof(T));
     return;
