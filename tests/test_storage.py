@@ -125,8 +125,7 @@ def test_weights_with_other_types(backend: str) -> None:
 
 @forms
 @of_q
-@pytest.mark.parametrize("of_v", SCALES)
-@pytest.mark.parametrize("of_k", SCALES)
+@pytest.mark.parametrize(("of_k", "of_v"), [*zip(SCALES, SCALES[::-1], strict=True), ("token",) * 2, ("channel",) * 2])
 def test_every_scale(backend: str, form: str, type: Dtype, of_k: str, of_v: str) -> None:
     for Lq, Lk, D, Dv in ((1, 130, 64, 64), (3, 67, 48, 16), (9, 130, 24, 20)):
         q, k, v = int8(type, Lq, Lk, D, Dv)
@@ -280,16 +279,15 @@ def test_reference_is_attention_over_the_products() -> None:
 # --- few queries, whole cache lines: the products by digits, where there is an engine for them ---
 
 
-@of_q
 @pytest.mark.parametrize(("D", "Dv"), [(64, 64), (128, 64), (64, 192), (1024, 64), (1088, 64)])
-def test_whole_lines(backend: str, type: Dtype, D: int, Dv: int) -> None:
+def test_whole_lines(backend: str, D: int, Dv: int) -> None:
     """As many rows as there may be, and every tail of a chunk."""
-    for Lq, Lk, Hq in ((1, 64, 2), (1, 127, 8), (5, 65, 2), (2, 80, 6), (3, 1, 2), (7, 1100, 2)):
-        q, k, v = int8(type, Lq, Lk, D, Dv, Hq=Hq)
+    for n, (Lq, Lk, Hq) in enumerate(((1, 64, 2), (1, 127, 8), (5, 65, 2), (2, 80, 6), (3, 1, 2), (7, 1100, 2))):
+        q, k, v = int8(FLOATS[n % 2 * 2], Lq, Lk if D < 1000 else min(Lk, 80), D, Dv, Hq=Hq)
         for of_k, of_v in (("token", "channel"), ("channel", "token")):
             scale = {"k_scale": factors(k, of_k), "v_scale": factors(v, of_v)}
             check(q, k, v, **scale, causal=True)
-            check(q, k, v, **scale, scale=8.0)  # one key has nearly all of the weight
+            check(q, k, v, **scale, scale=8.0 if D < 1000 else 0.5)  # one key has nearly all of the weight
 
 
 def test_rows_of_any_size(backend: str) -> None:
