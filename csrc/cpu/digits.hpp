@@ -1,4 +1,4 @@
-// digits.hpp - the two products for few queries on a matrix engine: int8 keys and values as stored, by digits of q and P.
+// digits.hpp - few queries on a matrix engine: int8 keys and values are multiplied as stored, by digits of q and P.
 //
 //     x = f (d0 + 2^8 d1 + 2^16 d2 + 2^24 d3),   -128 <= d <= 127,   f = 2^-30 max |x|
 //

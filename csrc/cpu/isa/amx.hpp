@@ -56,7 +56,7 @@ struct Amx {
     asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(b));
   }
 
-  // Four rows of 64 bytes as a row of each of four tiles b. Channels 16 c + 4 j .. 16 c + 4 j + 3 are the c-th of tile j.
+  // Four rows of 64 bytes as a row of each of four tiles b. Channels 16 c + 4 j .. + 3 are the c-th of tile j.
   static HARKEN_INLINE void fours(const void* row0, const void* row1, const void* row2, const void* row3, char* to,
                                   int64_t tile) {
     const __m512i a = _mm512_loadu_si512(row0), b = _mm512_loadu_si512(row1);
