@@ -43,7 +43,7 @@ const uint32_t features = [] {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
     has |= has_avx512;
-  if (__builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+  if (__builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("amx-int8") &&
       __builtin_cpu_supports("avx512bf16") && may_use_tiles())
     has |= has_amx;
   return has;

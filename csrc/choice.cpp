@@ -61,7 +61,8 @@ bool able(Form form, const Problem& p, const Backend& backend) {
     case Form::
         matrix:  // alibi puts the first keys far below the others; 16-bit numbers divided by a norm have more bits
       return backend.engine && p.type != Type::f64 && !p.weights.data && !p.slopes.data &&
-             (p.score == Score::dot || (p.score == Score::cosine && p.type == Type::f32)) && p.D > 0 && p.Dv > 0;
+             ((p.score == Score::dot && p.k_scale.col == 0) || (p.score != Score::additive && p.type == Type::f32)) &&
+             p.D > 0 && p.Dv > 0;
   }
   return false;
 }

@@ -23,9 +23,12 @@ struct bf16 {
   X(f16, f16, "float16", float)      \
   X(bf16, bf16, "bfloat16", float)
 
+// Keys and values may also be integers, which a scale makes numbers of.
+#define HARKEN_KEY_TYPES(X) HARKEN_STORAGE_TYPES(X) X(i8, int8_t, "int8", float)
+
 enum class Type : int32_t {
 #define HARKEN_NAME(name, cpp, numpy, compute) name,
-  HARKEN_STORAGE_TYPES(HARKEN_NAME)
+  HARKEN_KEY_TYPES(HARKEN_NAME)
 #undef HARKEN_NAME
       boolean,  // masks
   i64,          // lengths and positions
@@ -35,7 +38,7 @@ static inline int64_t size_of(Type type) {
   switch (type) {
 #define HARKEN_SIZE(name, cpp, numpy, compute) \
   case Type::name: return sizeof(cpp);
-    HARKEN_STORAGE_TYPES(HARKEN_SIZE)
+    HARKEN_KEY_TYPES(HARKEN_SIZE)
 #undef HARKEN_SIZE
     case Type::boolean: return 1;
     case Type::i64: return 8;
@@ -43,11 +46,18 @@ static inline int64_t size_of(Type type) {
   return 0;
 }
 
+// The type that two are computed as: the one that holds both. A scaled integer takes the precision of what it meets.
+static inline Type wider(Type a, Type b) {
+  if (a == b || b == Type::i8) return a;
+  if (a == Type::i8) return b;
+  return a == Type::f64 || b == Type::f64 ? Type::f64 : Type::f32;
+}
+
 static inline const char* name_of(Type type) {
   switch (type) {
 #define HARKEN_TEXT(name, cpp, numpy, compute) \
   case Type::name: return numpy;
-    HARKEN_STORAGE_TYPES(HARKEN_TEXT)
+    HARKEN_KEY_TYPES(HARKEN_TEXT)
 #undef HARKEN_TEXT
     case Type::boolean: return "bool";
     case Type::i64: return "int64";

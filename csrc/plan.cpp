@@ -24,7 +24,8 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // A guess at the microseconds on one thread, to decide whether another is worth waking (about 1 us hot, 60 us cold).
 double microseconds(const Problem& p, const Backend& backend) {
-  double bytes = double(p.batches) * double(p.Hkv) * double(p.Lk) * double(p.D + p.Dv) * double(size_of(p.type));
+  double bytes =
+      double(p.batches) * double(p.Hkv) * double(p.Lk) * double(p.D * size_of(p.k.type) + p.Dv * size_of(p.v.type));
   double rate = 6e3 * backend.tiling[p.type == Type::f64].lanes;  // flops a microsecond, half of the usual
   return work(p) / rate + bytes / 40e3;
 }

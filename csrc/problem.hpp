@@ -26,7 +26,7 @@ enum class Score : int32_t { dot, cosine, additive };
 enum class Precision : int32_t { highest, high, medium };  // of the products of float32 on a matrix engine
 
 struct Problem {
-  Type type;  // of q, k, v, out and weights
+  Type type;  // that q, k and v are computed as: the widest of theirs. out and weights are of q's
   Score score;
   Precision precision;
 
@@ -40,7 +40,9 @@ struct Problem {
   View lse;      // (B, Hq, Lq)      f64 for f64 input, else f32; or absent
   View weights;  // (B, Hq, Lq, Lk)  all zero on entry; or absent
 
-  View w;     // (B, Hq, D)  col steps through D; any floating type; or absent
+  View w;                 // (B, Hq, D)  col steps through D; any floating type; or absent
+  View k_scale, v_scale;  // like k and v, a stride of 0 along rows or columns; f64 for type f64, else f32; or absent
+
   View mask;  // (B, Hq, Lq, Lk)  boolean; or absent
   View bias;  // (B, Hq, Lq, Lk)  any floating type; or absent
 

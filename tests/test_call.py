@@ -50,7 +50,7 @@ def test_signature_of_the_contract() -> None:
         "return_lse": False,
         "return_weights": False,
     }
-    assert len(names) == 20
+    assert len(names) == 22
 
 
 def test_options_are_the_keywords() -> None:

@@ -39,10 +39,8 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     # types
     (qkv(k=zeros(2, 2, 10, 64, dtype=float)), TypeError,
      "q is float32, k is float64: give both the same dtype, for example k.astype(np.float32)"),
-    (qkv(v=zeros(2, 2, 10, 32, dtype=np.float16)), TypeError,
-     "q is float32, v is float16: give both the same dtype, for example v.astype(np.float32)"),
-    (qkv(q=zeros(2, 8, 5, 64, dtype=BFLOAT16)), TypeError,
-     "q is bfloat16, k is float32: give both the same dtype, for example k.astype(ml_dtypes.bfloat16)"),
+    (qkv(q=zeros(2, 8, 5, 64, dtype=BFLOAT16), k=zeros(2, 2, 10, 64, dtype=float)), TypeError,
+     "q is bfloat16, k is float64: give both the same dtype, for example k.astype(ml_dtypes.bfloat16)"),
     (qkv(k=zeros(2, 2, 10, 64).tolist()), TypeError,
      "q is float32, k is float64: give both the same dtype, for example np.asarray(k, np.float32)"),
     (qkv(q=zeros(2, 8, 5, 64, dtype=complex)), TypeError,

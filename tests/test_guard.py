@@ -40,7 +40,7 @@ class Guard:
     """One place for each argument, filled again for each call."""
 
     def __init__(self) -> None:
-        self.places = {name: Place(800, 320) for name in ("q", "k", "v", "mask", "bias", "out")}
+        self.places = {name: Place(800, 320) for name in ("q", "k", "v", "mask", "bias", "k_scale", "v_scale", "out")}
         self.small = {name: Place(1, 4) for name in ("kv_lengths", "q_lengths", "alibi", "sinks", "scale")}
         self.allocators = Allocator(end=True), Allocator(end=False)
 
@@ -82,6 +82,24 @@ def sweep(backend: str, name: str) -> None:
         if Lq * Lk * dtype.itemsize * Hq < 300_000 or kind == "plain":
             options = everything(Lq, Lk, dtype) if kind == "everything" else {}
             guard.check(*qkv(dtype, Lq, Lk, D=D, Dv=Dv, Hq=Hq, Hkv=Hkv, batch=(B,)), layout, options)
+
+
+def sweep_stored(backend: str) -> None:
+    harken.set_backend(backend)
+    guard = Guard()
+    for D, layout, (Lq, Lk) in itertools.product(
+        (1, 16, 23, 64, 128), LAYOUTS, ((1, 67), (4, 64), (33, 65), (2, 1030))
+    ):
+        if Lk < 1000 or not layout.startswith("rows"):  # which have room for fewer
+            q, k, v = qkv(np.float32, Lq, Lk, D=D, Dv=D, Hq=Hq, Hkv=Hkv, batch=(B,))
+            (k8, k_scale), (v8, v_scale) = harken.quantize(k), harken.quantize(v)
+            guard.check(q, k8, v8, layout, {"k_scale": k_scale, "v_scale": v_scale})
+            if layout == "end":
+                guard.check(q, k.astype(DTYPES["bfloat16"]), v.astype(np.float16), layout, {})
+
+
+def test_nothing_beside_stored_keys_is_touched(backend: str) -> None:
+    in_child(sweep_stored, backend)
 
 
 @pytest.mark.parametrize("name", DTYPES)

@@ -169,8 +169,10 @@ def test_one_symbol_comes_out(name: str, tmp_path: Path) -> None:
 
 
 def test_storage_types_are_what_python_takes() -> None:
-    rows = re.findall(r'X\(\w+, \w+, "(\w+)", \w+\)', text(Path("csrc/dtype.hpp")))
-    assert rows == list(importlib.import_module("harken.reference").STORAGE)
+    *rows, scaled = re.findall(r'X\(\w+, \w+, "(\w+)", \w+\)', text(Path("csrc/dtype.hpp")))
+    reference = importlib.import_module("harken.reference")
+    assert rows == list(reference.STORAGE)
+    assert [scaled] == list(reference.SCALED)
     assert rows == list(DTYPES)
     for name in rows:
         x = np.ones((2, 3), DTYPES[name])

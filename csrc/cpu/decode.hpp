@@ -7,7 +7,7 @@
 
 #include "additive_product.hpp"
 #include "attend.hpp"
-#include "row_product.hpp"
+#include "digits.hpp"
 
 namespace harken {
 namespace {
@@ -20,6 +20,11 @@ struct DecodeWorkspace {
   T* row;                     // [chunk]
   AdditiveKeys<T>* additive;  // of the chunk; and w of each head
   ChannelWeights<T>* w;
+  // Off the keys and values, of which only numbers as they are stored are read:
+  Scale of_K, of_V;  // of each column: into q, into O. Of each row: into the scores, into the weights after l is summed
+  T *factor_K, *factor_V;  // [chunk + lanes], the factors of its rows
+  bool digits;             // the products are those of digits.hpp
+  DigitSpace digit;
 };
 
 // Up to four rows of a task with their state; row r has the lanes r * keys .. (r + 1) * keys - 1.
@@ -28,6 +33,8 @@ struct DecodeRows {
   int r0, last;      // rows of the task
   int count;         // registers' rows: 4, 2 or 1. Three rows are four, the last one twice, and it is left once
   T *Q, *O;          // [count][D], [count][Dv], D and Dv rounded up to registers
+  char* digits;      // Q as tiles of digits,
+  float* counts;     // [16] and what each of these counts
   T *m, *l, *limit;  // [lanes], alike in all lanes of a row; l: [count][lanes], one sum for each residue of the key
   AdditiveQueries<T>* additive;
 };
@@ -42,6 +49,16 @@ inline void gather(const Problem& p, const Head<T>* heads, Matrix Head<T>::* whi
     read_row(heads[of_task / p.Lq].*which, of_task % p.Lq, k0, n, row);
     for (int k = 0; k < up(n, keys); ++k) to[k / keys * lanes<T> + r * keys + k % keys] = k < n ? row[k] : T(0);
   }
+}
+
+// S[k][r] *= factor[k].
+template <class T, int R>
+inline void scale_keys(T* S, int registers, const T* factor) {
+  typename Vector<T>::Words key;
+#pragma GCC unroll 16
+  for (int lane = 0; lane < lanes<T>; ++lane) key[lane] = lane % keys_in<T, R>;
+  for (int i = 0; i < registers; ++i, S += lanes<T>, factor += keys_in<T, R>)
+    put(S, take(S) * __builtin_shuffle(take(factor), key));
 }
 
 // P = 2^(S - subtract), l += P. A row's sum is kept for each residue of its keys modulo the number of lanes, so that
@@ -96,6 +113,7 @@ inline void absorb_rows(const Problem& p, const Head<T>* heads, const DecodeWork
   hidden |= edge || masked;
   Tile<T> tile = {work.S, lanes<T>, take(key), T(keys), position, first, end, slope, nullptr, nullptr};
 
+  constexpr bool bytes = Engine::exists && __is_same(E, int8_t) && R == digit_rows;
   if (heads[0].additive) {
     const T* w[R];
     Lanes<T> power;
@@ -105,9 +123,14 @@ inline void absorb_rows(const Problem& p, const Head<T>* heads, const DecodeWork
       power[lane] = of_head.power;
     }
     additive_scores_of_rows<T, R>(*work.additive, w, rows.Q, *rows.additive, power, at.D, work.S, work.seen);
+  } else if (bytes && work.digits) {
+    if constexpr (bytes)
+      scores_in_digits<Engine>(at.K, at.K_step, at.n, rows.Q, rows.digits, rows.counts, at.D, work.S, work.digit,
+                               next_V);
   } else {
     scores_of_rows<T, E, R>(at.K, at.K_step, at.n, rows.Q, at.D, work.S, next_V);
   }
+  if (work.of_K.by_row()) scale_keys<T, R>(work.S, registers, work.factor_K);
   if (by.bias) {
     gather<T, R>(p, heads, &Head<T>::bias, rows, at.k0, at.n, work.bias, work.row);
     tile.bias = work.bias;
@@ -136,16 +159,39 @@ inline void absorb_rows(const Problem& p, const Head<T>* heads, const DecodeWork
         put(rows.O + r * at.Dv + d, take(rows.O + r * at.Dv + d) * fill(T(to.factor[r * keys])));
   }
   exponentials_of_rows<T, R>(work.S, registers, to.subtract, rows.l);
+  if (work.of_V.by_row()) scale_keys<T, R>(work.S, registers, work.factor_V);
 
+  if (careful) {
+    for (int i = 0; i < registers * lanes<T>; ++i) work.seen[i] = 0;
+    tile.S = work.seen;
+    hide(tile, all, true);
+  }
+  if constexpr (bytes) {
+    if (work.digits) {
+      for (int i = 0; careful && i < registers * lanes<T>; ++i)
+        if (work.seen[i] != 0) work.S[i] = 0;
+      return values_in_digits<Engine>(at.V, at.V_step, at.n, work.S, rows.O, at.Dv, work.digit, next_K);
+    }
+  }
   if (!careful) {
     constexpr int X = sums_held / R < 8 ? sums_held / R : 8;
     values_in_slices<T, E, R, X>(at.V, at.V_step, at.n, work.S, rows.O, at.Dv, 0, next_K);
     return;
   }
-  for (int i = 0; i < registers * lanes<T>; ++i) work.seen[i] = 0;
-  tile.S = work.seen;
-  hide(tile, all, true);
   selected_values_of_rows<T, E, R>(at.V, at.V_step, at.n, work.S, work.seen, rows.O, at.Dv);
+}
+
+// n rows of bytes that lie apart.
+inline const int8_t* gathered(const Matrix& M, int64_t i, int n, int64_t count, int8_t* copy) {
+  for (int r = 0; r < n; ++r)
+    for (int64_t d = 0; d < count; ++d) copy[r * count + d] = *M.at(i + r, d);
+  return copy;
+}
+
+// Do the keys lie as take_two gives them? Additive scores read theirs from the copy, channel by channel.
+template <class T>
+inline bool parted(const Head<T>& head) {
+  return head.K.type == Type::bf16 && !head.additive;
 }
 
 // All rows of a task against its keys, in chunks; the groups of rows take turns at each chunk while it is near.
@@ -158,8 +204,10 @@ inline bool absorb_keys(const Problem& p, const Task& task, const Head<T>* heads
   const bool beyond_L2 = !copy && bytes > (4 << 20);
   Interval keys = seen(head.sight, 0, p.Lq);
   int64_t end = least(keys.end, task.k1), k = most(keys.first, task.k0) / chunk * chunk;
+  const Engaged<Engine> engaged = {work.digits};
   for (; k < end; k += chunk) {
     if (interrupted()) return false;
+    engaged.configure();
     int n = int(least(chunk, end - k));
     Chunk<E> at = {(const E*)head.K.at(k, 0),
                    (const E*)head.V.at(k, 0),
@@ -170,14 +218,21 @@ inline bool absorb_keys(const Problem& p, const Task& task, const Head<T>* heads
                    k,
                    n};
     if (copy) {
-      at.K = (const E*)compact(head.K, k, n, p.D, D, head.cosine, work.K).at;
-      at.V = (const E*)compact(head.V, k, n, p.Dv, Dv, false, work.V).at;
-      if (head.K.type == Type::bf16) part(work.K, n, D);
-      if (head.V.type == Type::bf16) part(work.V, n, Dv);
+      if constexpr (sizeof(E) == 1) {
+        at.K = gathered(head.K, k, n, D, (E*)work.K);
+        at.V = gathered(head.V, k, n, Dv, (E*)work.V);
+      } else {
+        at.K = (const E*)compact(head.K, k, n, p.D, D, head.cosine, work.K).at;
+        at.V = (const E*)compact(head.V, k, n, p.Dv, Dv, false, work.V).at;
+        if (parted(head)) part(work.K, n, D);
+        if (head.V.type == Type::bf16) part(work.V, n, Dv);
+      }
       at.K_step = D;
       at.V_step = Dv;
       if (head.additive) bring(Rows<T>{work.K, D}, n, D, *work.additive);
     }
+    if (work.of_K.by_row()) read_factors(work.of_K, k, n, up(n, lanes<T>), work.factor_K);
+    if (work.of_V.by_row()) read_factors(work.of_V, k, n, up(n, lanes<T>), work.factor_V);
     for (int g = 0; g < count; ++g) {
       bool ahead = beyond_L2 && g == 0;
       Ahead V = {ahead ? (const char*)at.V : nullptr, head.V.row, p.Dv * int64_t(sizeof(E))};
@@ -200,12 +255,17 @@ template <class T>
 inline bool absorb_stored(const Problem& p, const Task& task, const Head<T>* heads, const DecodeWorkspace<T>& work,
                           const DecodeRows<T>* groups, int count, bool careful, bool& hidden) {
   const Head<T>& head = heads[0];
+  if constexpr (Engine::exists && sizeof(T) == sizeof(float))
+    if (work.digits) {
+      const bool copy = !plain<int8_t>(head.K, Type::i8) || !plain<int8_t>(head.V, Type::i8);
+      return absorb_keys<T, int8_t>(p, task, heads, work, groups, count, copy, careful, hidden);
+    }
   const bool whole = p.D % lanes<T> == 0 && p.Dv % lanes<T> == 0 && !head.cosine && !head.additive;
 #define HARKEN_ABSORB(name, cpp, numpy, compute)                                               \
   if constexpr (__is_same(T, compute))                                                         \
     if (whole && plain<cpp>(head.K, Type::name) && plain<cpp>(head.V, Type::name))             \
       return absorb_keys<T, cpp>(p, task, heads, work, groups, count, false, careful, hidden);
-  HARKEN_STORAGE_TYPES(HARKEN_ABSORB)
+  HARKEN_KEY_TYPES(HARKEN_ABSORB)
 #undef HARKEN_ABSORB
   return absorb_keys<T, T>(p, task, heads, work, groups, count, true, careful, hidden);
 }
@@ -250,16 +310,22 @@ inline int64_t set_up(const Problem& p, char* from, DecodeSpace<T>& space) {
       if (from) work.w[h].w = w;
     }
   }
+  work.factor_K = array(chunk + lanes<T>);
+  work.factor_V = array(chunk + lanes<T>);
+  work.digits = in_digits(p);
+  work.digit = {bytes(work.digits ? 16 * p.D : 0), bytes(digit_tile), bytes(4 * digit_tile), bytes(4 * digit_tile)};
   space.heads = (Head<T>*)bytes(heads * sizeof(Head<T>));
   space.groups = (DecodeRows<T>*)bytes(rows * sizeof(DecodeRows<T>));
   space.count = 0;
   for (int64_t r = 0; r < rows;) {
     DecodeRows<T> group;
     group.r0 = int(r);
-    group.count = rows_of_group(rows - r, lanes<T> >= 4 ? 4 : 2);
+    group.count = work.digits ? digit_rows : rows_of_group(rows - r, lanes<T> >= 4 ? 4 : 2);
     group.last = int(least(rows, r + group.count) - 1);
     group.Q = array(group.count * D);
     group.O = array(group.count * Dv);
+    group.digits = bytes(work.digits ? digit_rows * 4 * p.D : 0);
+    group.counts = (float*)bytes(work.digits ? 64 : 0);
     T** states[] = {&group.m, &group.l, &group.limit};
     for (T** state : states) *state = array(group.count * lanes<T>);
     if (p.score == Score::additive) {
@@ -283,14 +349,17 @@ inline void start(const Problem& p, const Head<T>* heads, const DecodeWorkspace<
     const Head<T>& head = heads[of_task / p.Lq];
     T* q = rows.Q + r * D;
     compact(head.Q, of_task % p.Lq, 1, p.D, D, head.cosine, q);
+    if (work.of_K.data && !work.of_K.by_row()) scale_row(work.of_K, 0, p.D, q);
     for (int64_t d = 0; d < D; d += lanes<T>) put(q + d, take(q + d) * fill(T(head.scale)));
-    if (head.K.type == Type::bf16) part(q, 1, D);
+    if (parted(head)) part(q, 1, D);
   }
   if (heads[0].additive) {
     bool finite[4];
     for (int r = 0; r < rows.count; ++r) finite[r] = work.w[least(rows.r0 + r, rows.last) / p.Lq].finite;
     measure_rows(finite, rows.Q, D, rows.count, *rows.additive);
   }
+  if constexpr (Engine::exists && sizeof(T) == sizeof(float))
+    if (work.digits) pack_digits<Engine>(rows.Q, D, rows.digits, rows.counts);
   for (int64_t d = 0; d < rows.count * Dv; d += lanes<T>) put(rows.O + d, Lanes<T>{});
   put(rows.m, fill(T(-infinity)));
   put(rows.limit, fill(T(-infinity)));
@@ -298,7 +367,7 @@ inline void start(const Problem& p, const Head<T>* heads, const DecodeWorkspace<
 }
 
 template <class T>
-inline void finish(const Problem& p, const Plan& plan, const Task& task, const Head<T>* heads,
+inline void finish(const Problem& p, const Plan& plan, const Task& task, const Head<T>* heads, const Scale& of_V,
                    const DecodeRows<T>& rows) {
   const int64_t Dv = up(p.Dv, lanes<T>);
   const int keys = lanes<T> / rows.count;
@@ -307,6 +376,7 @@ inline void finish(const Problem& p, const Plan& plan, const Task& task, const H
     const Head<T>& head = heads[row / p.Lq];
     if (head.V.type == Type::bf16) join(rows.O + r * Dv, 1, Dv);
     T m = rows.m[r * keys], l = 0;
+    if (of_V.data && !of_V.by_row()) scale_row(of_V, 0, p.Dv, rows.O + r * Dv);
     for (int k = 0; k < lanes<T>; ++k) l += rows.l[k / keys * lanes<T> + r * keys + k % keys];
     if (plan.ranges > 1) {
       Partial<T> to = partial_at<T>(p, plan, task.index);
@@ -328,6 +398,14 @@ inline void attend_decode(const Problem& p, const Plan& plan, int64_t index, cha
   set_up(p, scratch, space);
   int64_t group = p.Hq / p.Hkv;
   for (int64_t g = 0; g < group; ++g) space.heads[g] = head_at<T>(p, task.b, task.h * group + g);
+  Matrix &K = space.heads[0].K, &V = space.heads[0].V;  // all heads of the task read these
+  space.work.of_V = V.scale;
+  V.scale = {};
+  space.work.of_K = {};
+  if (!space.heads[0].cosine) {
+    space.work.of_K = K.scale;
+    K.scale = {};
+  }
 
   for (int64_t g = 0; g < group && space.heads[0].additive; ++g)
     read_weights(space.heads[g], p.D, padded<T>(up(p.D, lanes<T>)), space.work.w[g]);
@@ -342,7 +420,7 @@ inline void attend_decode(const Problem& p, const Plan& plan, int64_t index, cha
         again |= !finite(space.groups[g].O, space.groups[g].count * up(p.Dv, lanes<T>));
     careful = again;
   }
-  for (int g = 0; g < space.count; ++g) finish(p, plan, task, space.heads, space.groups[g]);
+  for (int g = 0; g < space.count; ++g) finish(p, plan, task, space.heads, space.work.of_V, space.groups[g]);
 }
 
 }  // namespace

@@ -8,11 +8,25 @@
 namespace harken {
 namespace {
 
+// What the numbers of a matrix are multiplied by: one factor for each row (col == 0) or for each column (row == 0), of
+// the compute type.
+struct Scale {
+  const char* data;  // null: 1
+  int64_t row, col;
+
+  bool by_row() const { return row != 0; }
+  template <class T>
+  T at(int64_t i, int64_t j) const {
+    return *(const T*)(data + i * row + j * col);
+  }
+};
+
 // A matrix in memory as it came: any type, any strides.
 struct Matrix {
   char* data;
   Type type;
   int64_t row, col;
+  Scale scale = {};
 
   char* at(int64_t i, int64_t j) const { return data + i * row + j * col; }
 };
@@ -41,6 +55,11 @@ inline void locate(const Problem& p, int64_t b, BatchRow& row) {
 inline Matrix matrix_at(const View& view, const BatchRow& b, int64_t h) {
   if (!view.data) return {nullptr, view.type, 0, 0};
   return {view.data + b.offset(view) + h * view.head, view.type, view.row, view.col};
+}
+
+inline Scale scale_at(const View& view, const BatchRow& b, int64_t h) {
+  if (!view.data) return {};
+  return {view.data + b.offset(view) + h * view.head, view.row, view.col};
 }
 
 inline int64_t integer_at(const View& view, const BatchRow& b, int64_t otherwise) {
@@ -72,6 +91,8 @@ inline Head<T> head_at(const Problem& p, int64_t batch_row, int64_t h) {
   head.Q = matrix_at(p.q, b, h);
   head.K = matrix_at(p.k, b, kv);
   head.V = matrix_at(p.v, b, kv);
+  head.K.scale = scale_at(p.k_scale, b, kv);
+  head.V.scale = scale_at(p.v_scale, b, kv);
   head.out = matrix_at(p.out, b, h);
   head.lse = matrix_at(p.lse, b, h);
   head.weights = matrix_at(p.weights, b, h);
@@ -87,6 +108,11 @@ inline Head<T> head_at(const Problem& p, int64_t batch_row, int64_t h) {
   head.has_sink = p.sinks.data != nullptr;
   head.sink = number_at(p.sinks, b, h, 0) * log2e;
   head.cosine = p.score == Score::cosine;
+  const Scale& one = head.K.scale;
+  if (one.data && one.row == 0 && one.col == 0 && !head.cosine && p.Lk > 0 && p.D > 0) {  // of all keys alike
+    head.scale *= one.at<T>(0, 0);
+    head.K.scale = {};
+  }
   head.modifiers = modifiers_of<T>(p, number_at(p.slopes, b, h, 0));
   return head;
 }

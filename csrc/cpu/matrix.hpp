@@ -29,14 +29,15 @@ inline bool modify_unit(const MatrixSpace& space, const Step& step, int64_t k1, 
   const Modifiers<float>& by = head.modifiers;
   const bool edge = step.k0 + keys > k1 || seen(head.sight, strip.i0 + strip.n - 1).first > step.k0 ||
                     seen(head.sight, strip.i0).end < step.k0 + keys;
-  const bool masked = head.mask.data != nullptr;
-  if (!edge && !masked && !by.any()) return false;
+  const bool masked = head.mask.data != nullptr, later = keys_scaled_later<N>(head);
+  if (!edge && !masked && !by.any() && !later) return false;
 
   const int n = int(least(keys, k1 - step.k0));
   const float factor = scaled_later<N> ? float(head.scale) : 1.f;
   F32 count;
   for (int i = 0; i < lanes<float>; ++i) count[i] = float(i);
   for (int i = n; i < keys; ++i) space.bias[i] = space.mask[i] = 0;
+  if (later) read_factors(head.K.scale, step.k0, n, keys, space.factors);
   for (int r = 0; r < strip.n; ++r) {
     const int64_t i = strip.i0 + r;
     const Interval of = seen(head.sight, i);
@@ -49,6 +50,7 @@ inline bool modify_unit(const MatrixSpace& space, const Step& step, int64_t k1, 
       const F32 j = count + float(k);
       float* at = S + r * unit_keys<N> + k;
       F32 s = take(at) * factor;
+      if (later) s *= take(space.factors + k);
       if (by.any()) s = modified(s, by, take(space.bias + k), slope, p, j);
       if (edge) s = hidden_outside(s, j, first, end);
       if (masked) s = hidden_where_zero(s, take(space.mask + k));

@@ -29,7 +29,7 @@ inline void read_row(const Matrix& M, int64_t i, int64_t j, int64_t n, T* to) {
   switch (M.type) {
 #define HARKEN_READ(name, cpp, numpy, compute) \
   case Type::name: return read_row<T, cpp>(from, M.col, n, to);
-    HARKEN_STORAGE_TYPES(HARKEN_READ)
+    HARKEN_KEY_TYPES(HARKEN_READ)
 #undef HARKEN_READ
     case Type::boolean:
       for (int64_t k = 0; k < n; ++k) to[k] = T(from[k * M.col] != 0);
@@ -93,7 +93,7 @@ constexpr Type type_of = sizeof(T) == 4 ? Type::f32 : Type::f64;
 // them in place costs 10 to 25 % of a call, a compact copy shared by 256 queries nearly nothing.
 template <class T>
 inline bool in_place(const Matrix& M) {
-  return plain<T>(M, type_of<T>) && (M.row % 4096 != 0 || M.row == 0);
+  return plain<T>(M, type_of<T>) && !M.scale.data && (M.row % 4096 != 0 || M.row == 0);
 }
 
 template <class T>
@@ -102,16 +102,45 @@ struct Rows {
   int64_t step;  // numbers from one row to the next
 };
 
+// Row i of a scaled matrix.
+template <class T>
+inline void scale_row(const Scale& by, int64_t i, int64_t n, T* row) {
+  int64_t d = 0;
+  if (by.by_row() || by.col == 0) {
+    const T factor = by.at<T>(i, 0);
+    for (; d + lanes<T> <= n; d += lanes<T>) put(row + d, take(row + d) * factor);
+    for (; d < n; ++d) row[d] *= factor;
+    return;
+  }
+  if (by.col == sizeof(T))
+    for (; d + lanes<T> <= n; d += lanes<T>) put(row + d, take(row + d) * take((const T*)by.data + d));
+  for (; d < n; ++d) row[d] *= by.at<T>(0, d);
+}
+
+// The factors of rows i .. i + n - 1, then 0 up to `whole`.
+template <class T>
+inline void read_factors(const Scale& by, int64_t i, int64_t n, int64_t whole, T* to) {
+  for (int64_t r = n; r < whole; ++r) to[r] = 0;
+  if (by.row == sizeof(T)) {
+    __builtin_memcpy(to, by.data + i * by.row, n * sizeof(T));
+    return;
+  }
+  for (int64_t r = 0; r < n; ++r) to[r] = by.at<T>(i + r, 0);
+}
+
 // Rows i .. i + n - 1 in the compute type, `step` numbers a row and 0 beyond `count`; unit: divided by their norms.
+// Scales end here, as types do. Decode, which reads without a copy, has its own place for them.
 template <class T>
 inline Rows<T> compact(const Matrix& M, int64_t i, int64_t n, int64_t count, int64_t step, bool unit, T* copy) {
-  if (!unit && step == count && M.col == size_of(M.type) && M.row == count * M.col) {  // rows without gaps are one row
+  if (!unit && !M.scale.data && step == count && M.col == size_of(M.type) &&
+      M.row == count * M.col) {  // rows without gaps are one row
     if (n > 0) read_row(M, i, 0, n * count, copy);
     return {copy, step};
   }
   for (int64_t r = 0; r < n; ++r) {
     T* row = copy + r * step;
     read_row(M, i + r, 0, count, row);
+    if (M.scale.data) scale_row(M.scale, i + r, count, row);
     for (int64_t d = count; d < step; ++d) row[d] = 0;
     if (!unit) continue;
     T norm = T(inverse_norm(row, count));

@@ -26,6 +26,7 @@ struct MatrixSpace {
   char *K, *V;
   float* rows;  // [64][channels]: a copy, where one is needed
   float *bias, *mask, *zeros;
+  float* factors;      // of the keys of a unit
   uint64_t* left_out;  // of each unit of the block: keys whose values are not finite
   Head<float>* heads;
   Strip* strips;
@@ -53,6 +54,7 @@ inline int64_t set_up(const Problem& p, const Plan& plan, char* from, MatrixSpac
   space.rows = floats(64 * most(D, Dv));
   space.bias = floats(unit_keys<N>);
   space.mask = floats(unit_keys<N>);
+  space.factors = floats(unit_keys<N>);
   space.zeros = floats(most(D, Dv));
   if (from)
     for (int64_t d = 0; d < most(D, Dv); ++d) space.zeros[d] = 0;
@@ -79,7 +81,7 @@ inline int64_t set_up(const Problem& p, const Plan& plan, char* from, MatrixSpac
 // Rows i .. i + n - 1 where they lie, if they are whole tiles of E; else a copy in float.
 template <class E>
 inline bool readable(const Matrix& M, int64_t count, int64_t whole, bool unit) {
-  return plain<E>(M, M.type) && count == whole && !unit && M.row % 4 == 0;
+  return plain<E>(M, M.type) && !M.scale.data && count == whole && !unit && M.row % 4 == 0;
 }
 
 template <int N, class E>
@@ -114,6 +116,12 @@ inline void pack_strip(const Problem& p, MatrixSpace& space, Strip& strip) {
   }
 }
 
+// Three terms hold a key times its scale; fewer hold what is stored, bfloat16 or int8, so the scale waits for S.
+template <int N>
+inline bool keys_scaled_later(const Head<float>& head) {
+  return scaled_later<N> && head.K.scale.by_row() && !head.cosine;
+}
+
 template <int N>
 struct InPlace {
   using type = float;
@@ -130,14 +138,16 @@ template <int N>
 inline void pack_keys(const Problem& p, MatrixSpace& space, const Head<float>& head, int64_t k0, int64_t k1) {
   using E = typename InPlace<N>::type;
   const int64_t tile = space.D / 32 * N * tile_bytes;
-  const bool in_place = head.K.type == InPlace<N>::name && readable<E>(head.K, p.D, space.D, head.cosine);
+  Matrix K = head.K;
+  if (keys_scaled_later<N>(head)) K.scale = {};
+  const bool in_place = K.type == InPlace<N>::name && readable<E>(K, p.D, space.D, head.cosine);
   for (int64_t k = k0; k < k1; k += unit_keys<N>) {
     const int n = int(least(unit_keys<N>, k1 - k));
-    if (!in_place) compact(head.K, k, n, p.D, space.D, head.cosine, space.rows);
+    if (!in_place) compact(K, k, n, p.D, space.D, head.cosine, space.rows);
     for (int i = 0; i < unit_keys<N>; i += tile_rows) {
       char* to = space.K + ((k - k0 + i) / tile_rows) * tile;
       if (in_place) {
-        const Sheet<E> sheet = {(const E*)head.K.at(k, 0), head.K.row / int64_t(sizeof(E)), n, nullptr};
+        const Sheet<E> sheet = {(const E*)K.at(k, 0), K.row / int64_t(sizeof(E)), n, nullptr};
         pack_keys<N>(sheet, i, space.D, to);
       } else {
         const Sheet<float> sheet = {space.rows, space.D, n, nullptr};

@@ -75,6 +75,14 @@ PyArrayObject* convert_floating(Request& request, Argument argument, Type* type)
   return cast(request, argument, array, PyArray_DescrFromType(NPY_DOUBLE), 0);
 }
 
+PyArrayObject* stored(Request& request, Argument argument, Type beside, Type* type) {
+  PyObject* given = request[argument];
+  const bool int8 = PyArray_Check(given) && PyArray_TYPE(reinterpret_cast<PyArrayObject*>(given)) == NPY_BYTE;
+  if (!int8 || beside == Type::f64) return floating(request, argument, type);
+  *type = Type::i8;
+  return array_of(request, argument);
+}
+
 PyArrayObject* booleans(Request& request, Argument argument) {
   PyObject* given = request[argument];
   const bool plain = PyArray_CheckExact(given);
@@ -96,6 +104,17 @@ PyArrayObject* doubles(Request& request, Argument argument) {
            dtype_of(array));
   }
   return cast(request, argument, array, PyArray_DescrFromType(NPY_DOUBLE), NPY_ARRAY_ALIGNED | NPY_ARRAY_NOTSWAPPED);
+}
+
+PyArrayObject* factors(Request& request, Argument argument) {
+  PyArrayObject* array = array_of(request, argument);
+  Type type;
+  if (!PyTypeNum_ISINTEGER(PyArray_TYPE(array)) && !storage_type(PyArray_DESCR(array), &type)) {
+    refuse(PyExc_TypeError, "%s is %S: wanted numbers, which %s is multiplied by", name_of(argument), dtype_of(array),
+           argument == argument::k_scale ? "k" : "v");
+  }
+  const int number = request.problem.type == Type::f64 ? NPY_DOUBLE : NPY_FLOAT;
+  return cast(request, argument, array, PyArray_DescrFromType(number), NPY_ARRAY_ALIGNED | NPY_ARRAY_NOTSWAPPED);
 }
 
 PyArrayObject* integers(Request& request, Argument argument) {

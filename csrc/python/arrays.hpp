@@ -37,8 +37,14 @@ inline PyArrayObject* floating(Request& request, Argument argument, Type* type) 
   return convert_floating(request, argument, type);
 }
 
+// The same for keys and values, beside a q of type `beside`: int8 stays, and a scale will make numbers of it. Beside
+// float64 it is like other integers.
+PyArrayObject* stored(Request& request, Argument argument, Type beside, Type* type);
+
 PyArrayObject* booleans(Request& request, Argument argument);
-PyArrayObject* doubles(Request& request, Argument argument);   // one number a head
+PyArrayObject* doubles(Request& request, Argument argument);  // one number a head
+PyArrayObject* factors(Request& request,
+                       Argument argument);  // of keys or values, in the type that they are computed in
 PyArrayObject* integers(Request& request, Argument argument);  // int64, one number a batch row, a copy
 
 // Is it a subclass whose meaning an array of its numbers would lose?

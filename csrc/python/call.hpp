@@ -9,7 +9,7 @@ namespace harken {
 #define HARKEN_ARGUMENTS(X) \
   X(q) X(k) X(v) \
   X(mask) X(bias) X(causal) X(window) X(q_start) X(q_lengths) X(kv_lengths) \
-  X(scale) X(score) X(w) X(softcap) X(alibi) X(sinks) X(precision) X(head_axis) \
+  X(scale) X(score) X(w) X(softcap) X(alibi) X(sinks) X(k_scale) X(v_scale) X(precision) X(head_axis) \
   X(return_lse) X(return_weights) X(out) X(threads) X(device)
 
 namespace argument {

@@ -33,7 +33,8 @@ py::object plan_of(const Request& request) {
           ? py::str("what was asked for")
           : py::str("{!r} was asked for, and this form multiplies numbers as they are").format(request.precision);
   return py::module_::import("harken.explain")
-      .attr("Plan")("backend"_a = backend.name, "form"_a = name_of(plan.form), "dtype"_a = name_of(problem.type),
+      .attr("Plan")("backend"_a = backend.name, "form"_a = name_of(plan.form), "dtype"_a = name_of(problem.q.type),
+                    "storage"_a = py::make_tuple(name_of(problem.k.type), name_of(problem.v.type)),
                     "computed_in"_a = problem.type == Type::f64 ? "float64" : "float32", "precision"_a = precision,
                     "q"_a = shape_or_none(request, argument::q), "k"_a = shape_or_none(request, argument::k),
                     "v"_a = shape_or_none(request, argument::v), "batches"_a = problem.batches, "heads"_a = plan.heads,

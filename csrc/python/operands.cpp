@@ -16,8 +16,9 @@ struct Operand {
 
 const char* article(Type type) { return type == Type::bf16 ? "ml_dtypes." : "np."; }
 
+// Types mix as long as all are computed in float, or all in double.
 void agree(const Request& request, Argument one, Type its, Argument other, Type others) {
-  if (its == others) return;
+  if ((its == Type::f64) == (others == Type::f64)) return;
   const char* name = name_of(other);
   const bool method = PyArray_Check(request[other]);
   refuse(PyExc_TypeError, "%s is %s, %s is %s: give both the same dtype, for example %s%s%s%s%s)", name_of(one),
@@ -133,14 +134,13 @@ void check_total(const Operand (&operands)[3], Problem& problem) {
 
 void read_operands(Request& request) {
   Problem& problem = request.problem;
-  Type& type = problem.type;
-  Type of_k, of_v;
-  floating(request, q, &type);
-  floating(request, k, &of_k);
-  floating(request, v, &of_v);
-  agree(request, q, type, k, of_k);
-  agree(request, q, type, v, of_v);
-  problem.q.type = problem.k.type = problem.v.type = type;
+  Type &of_q = problem.q.type, &of_k = problem.k.type, &of_v = problem.v.type;
+  floating(request, q, &of_q);
+  stored(request, k, of_q, &of_k);
+  stored(request, v, of_q, &of_v);
+  agree(request, q, of_q, k, of_k);
+  agree(request, q, of_q, v, of_v);
+  problem.type = wider(wider(of_q, of_k), of_v);
 
   request.heads_last = read_head_axis(request[argument::head_axis]) == -2;
   const Operand operands[3] = {read_operand(request, q, problem.q), read_operand(request, k, problem.k),

@@ -185,6 +185,56 @@ void read_w(Request& request) {
   w.col = strides[1];
 }
 
+// What k or v is multiplied by: an array that broadcasts to it, with one factor for all, for each head, for each row or
+// for each channel.
+void read_storage_scale(Request& request, Argument argument, Argument of, View& view, const View& scaled, int64_t D) {
+  const Problem& problem = request.problem;
+  view.data = nullptr;
+  view.row = view.col = 0;
+  const char* name = name_of(of);
+  if (!request.given(argument)) {
+    if (scaled.type != Type::i8) return;
+    refuse(
+        PyExc_ValueError,
+        "%s is int8 and %s is missing: give the factors that its integers were divided by, as harken.quantize returns "
+        "them",
+        name, name_of(argument));
+  }
+  PyArrayObject* array = factors(request, argument);
+  view.type = problem.type == Type::f64 ? Type::f64 : Type::f32;
+  PyArrayObject* own = request.array[of];
+  const int axes = PyArray_NDIM(own), given = PyArray_NDIM(array);
+  bool fits = given <= axes;
+  int64_t strides[3] = {};  // of the head, the row, the column
+  for (int axis = 0; axis < axes && fits; ++axis) {
+    const int at = axis - (axes - given);
+    const int64_t size = at < 0 ? 1 : PyArray_DIM(array, at), stride = size == 1 ? 0 : PyArray_STRIDE(array, at);
+    fits = size == 1 || size == PyArray_DIM(own, axis);
+    const int from_end = axes - axis;  // 1: column
+    if (from_end <= 3) {
+      const bool swapped = request.heads_last && axes > 2 && from_end > 1;
+      strides[swapped ? from_end - 2 : 3 - from_end] = stride;
+    } else {
+      view.batch[axis + problem.batch_axes + 3 - axes] = stride;
+    }
+  }
+  for (int axis = 0; axis < problem.batch_axes + 3 - axes; ++axis) view.batch[axis] = 0;
+  if (!fits) {
+    refuse(PyExc_ValueError, "%s has shape %S: wanted one that broadcasts to %S, the shape of %s", name_of(argument),
+           shape_text(array).ptr(), shape_text(own).ptr(), name);
+  }
+  view.data = PyArray_BYTES(array);
+  view.head = strides[0];
+  view.row = strides[1];
+  view.col = strides[2];
+  if (view.row == 0 || view.col == 0 || problem.Lk == 0 || D == 0) return;
+  refuse(
+      PyExc_ValueError,
+      "%s has shape %S: wanted one factor for each row of %s or for each of its channels, not for each element; of a "
+      "product of both give one, and multiply %s by the other",
+      name_of(argument), shape_text(array).ptr(), name, of == argument::k ? "q" : "the result");
+}
+
 void read_device(Request& request) {
   PyObject* given = request[argument::device];
   if (given == Py_None) return;
@@ -235,6 +285,9 @@ void read_options(Request& request) {
   read_scale(request);
   read_softcap(request);
   read_window(request);
+
+  read_storage_scale(request, argument::k_scale, argument::k, problem.k_scale, problem.k, problem.D);
+  read_storage_scale(request, argument::v_scale, argument::v, problem.v_scale, problem.v, problem.Dv);
 
   problem.mask.data = problem.bias.data = problem.slopes.data = problem.sinks.data = nullptr;
   if (request.given(argument::mask)) {

@@ -114,7 +114,7 @@ PyArrayObject* check_out(const Request& request, const Shape& shape, int type_nu
   auto* out = reinterpret_cast<PyArrayObject*>(given);
   if (PyArray_TYPE(out) != type_number) {
     refuse(PyExc_TypeError, "out is %S, wanted %s, the dtype of q", reinterpret_cast<PyObject*>(PyArray_DESCR(out)),
-           name_of(request.problem.type));
+           name_of(request.problem.q.type));
   }
   if (!shape.is_of(out)) {
     refuse(PyExc_ValueError, "out has shape %S, wanted %S", shape_text(out).ptr(),
@@ -149,7 +149,7 @@ void make_results(Request& request) {
   const Places pairs = request.one_head ? Places{-1, 0, 1} : Places{0, 1, 2};
   const Places out_places = request.heads_last && !request.one_head ? Places{1, 0, 2} : pairs;
   Shape shape = shape_of(request, out_places, problem.Lq, problem.Dv);
-  problem.out.type = problem.type;
+  problem.out.type = problem.q.type;
   if (request.given(argument::out)) {
     request.result = check_out(request, shape, type_number);
     if (writable_in_place(request, request.result)) {
@@ -171,7 +171,7 @@ void make_results(Request& request) {
     request.lse = make(request, places, shape, problem.type == Type::f64 ? NPY_DOUBLE : NPY_FLOAT, false, problem.lse);
   }
   if (request.return_weights) {
-    problem.weights.type = problem.type;
+    problem.weights.type = problem.q.type;
     shape = shape_of(request, pairs, problem.Lq, problem.Lk);
     request.weights = make(request, pairs, shape, type_number, true, problem.weights);
   }
@@ -179,9 +179,10 @@ void make_results(Request& request) {
 
 void merge_axes(Problem& problem) {
   if (problem.batch_axes == 0) return;
-  View* const all[] = {&problem.q,       &problem.k,     &problem.v,        &problem.out,       &problem.lse,
-                       &problem.weights, &problem.w,     &problem.mask,     &problem.bias,      &problem.scales,
-                       &problem.slopes,  &problem.sinks, &problem.q_starts, &problem.q_lengths, &problem.kv_lengths};
+  View* const all[] = {&problem.q,       &problem.k,      &problem.v,        &problem.out,       &problem.lse,
+                       &problem.weights, &problem.w,      &problem.mask,     &problem.bias,      &problem.scales,
+                       &problem.slopes,  &problem.sinks,  &problem.q_starts, &problem.q_lengths, &problem.kv_lengths,
+                       &problem.k_scale, &problem.v_scale};
   View* present[sizeof all / sizeof *all];
   int count = 0, kept = 0;
   for (View* view : all) {

@@ -14,6 +14,7 @@ from harken.backends import backends, get_backend, set_backend
 from harken.explain import Plan, explain
 from harken.info import info
 from harken.merge import merge
+from harken.quantize import quantize, smooth, smooth_shift
 from harken.reference import reference
 from harken.relative import alibi_slopes, relative_bias, t5_buckets
 from harken.rope import rope
@@ -36,11 +37,14 @@ __all__ = [
     "get_num_threads",
     "info",
     "merge",
+    "quantize",
     "reference",
     "relative_bias",
     "rope",
     "rope_table",
     "set_backend",
     "set_num_threads",
+    "smooth",
+    "smooth_shift",
     "t5_buckets",
 ]

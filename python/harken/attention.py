@@ -28,6 +28,8 @@ class Options(TypedDict, total=False):
     softcap: float | None
     alibi: ArrayLike | None
     sinks: ArrayLike | None
+    k_scale: ArrayLike | None
+    v_scale: ArrayLike | None
     precision: Literal["highest", "high", "medium"]
     head_axis: int
     out: Array | None
@@ -106,6 +108,8 @@ def attention(
     softcap: float | None = None,
     alibi: ArrayLike | None = None,
     sinks: ArrayLike | None = None,
+    k_scale: ArrayLike | None = None,
+    v_scale: ArrayLike | None = None,
     precision: Literal["highest", "high", "medium"] = "highest",
     head_axis: int = -3,
     return_lse: bool = False,
@@ -131,11 +135,12 @@ def attention(
     Parameters
     ----------
     q : array_like, (..., Hq, Lq, D)
-        Queries. float64, float32, float16 or `ml_dtypes.bfloat16`; q, k and v must agree. Lists and integers become
-        float64. 2-D arrays are one head, 3-D arrays are (H, L, D), and any further leading axes broadcast between q, k
-        and v by NumPy's rule. Strides of any kind are read in place, without a copy.
+        Queries. float64, float32, float16 or `ml_dtypes.bfloat16`. Lists and integers become float64. 2-D arrays are
+        one head, 3-D arrays are (H, L, D), and any further leading axes broadcast between q, k and v by NumPy's rule.
+        Strides of any kind are read in place, without a copy.
     k : array_like, (..., Hkv, Lk, D)
-        Keys. Hq is a multiple of Hkv: query head h reads key head h // (Hq // Hkv).
+        Keys. Hq is a multiple of Hkv: query head h reads key head h // (Hq // Hkv). Beside a float64 q, float64; else
+        float32, float16, bfloat16 or, with `k_scale`, int8, whatever q is, and v may be another of these.
     v : array_like, (..., Hkv, Lk, Dv)
         Values, one for each key.
     mask : array_like of bool, broadcastable to (..., Hq, Lq, Lk), optional
@@ -164,6 +169,10 @@ def attention(
         A slope for each head: how much a key loses with each step of distance.
     sinks : array_like, broadcastable to (..., Hq), optional
         A logit for each head that joins the sum below the fraction and has no value.
+    k_scale, v_scale : array_like, broadcastable to the shape of k, of v, optional
+        What the numbers that are stored stand for: k_scale * k and v_scale * v. One factor for all, for each head, for
+        each row (..., Hkv, Lk, 1) or for each channel (..., Hkv, 1, D). int8 requires it; `harken.quantize` makes both.
+        Used in float32 (float64 for a float64 q), and best given so.
     precision : {"highest", "high", "medium"}
         For float32 on a machine with a matrix engine (backend "amx"), how many bfloat16 products stand for one:
         "highest" six, as exact as float32; "high" three, relative error about 1e-5; "medium" one, about 4e-3. Short
@@ -194,7 +203,7 @@ def attention(
     Raises
     ------
     TypeError
-        A dtype that is not computed with, or that differs among q, k and v; a number, a word or a flag of another kind.
+        A dtype that is not computed with, or float64 beside another; a number, a word or a flag of another kind.
     ValueError
         Shapes that do not fit, values out of range. `out` has not been written to.
     MemoryError
@@ -211,6 +220,11 @@ def attention(
     What a query does not see cannot reach its result, be it NaN or never initialised. The bits of a row do not depend
     on the number of threads, nor on what else is in the batch. Scores and sums are kept in float32, or float64 for
     float64 input, and rounded once.
+
+    Types mix without a copy in memory. Floating types give exactly the bits of a call with q, k and v all in the widest
+    of their types (float16 and bfloat16: float32), rounded to q's at the end; only where a few queries read bfloat16
+    beside another type are channels added in another order. int8 is as precise as what it meets: the factors multiply
+    scores, weights, q and the result, or rows as they come near, and no array of k_scale * k exists.
 
     The algorithm is the online softmax of [1]_ over tiles [2]_.
 

@@ -29,7 +29,9 @@ class Plan:
     """"tiled": many queries at once meet blocks of keys; "brief": few keys, all of a query at once; "decode": few
     queries, every key is read once; "matrix": many queries and a matrix engine."""
     dtype: str
-    """Of q, k, v and the result."""
+    """Of q and the result."""
+    storage: tuple[str, str]
+    """Dtypes of k and v."""
     computed_in: str
     """What scores and sums are kept in."""
     precision: str
@@ -78,9 +80,10 @@ class Plan:
         cut = f"{self.tiles} x {self.tile_rows} queries, {self.ranges} x {self.range_keys} keys"
         tasks = f"{self.batches} batches x {self.heads} heads x {self.tiles} tiles x {self.ranges} ranges"
         space = f"{self.threads} x {memory(self.scratch_bytes)} + {memory(self.partial_bytes)}"
+        types = [f"{name} {type}" for name, type in zip("kv", self.storage, strict=True) if type != self.dtype]
         copies = "converted first, or last" if self.converted else "everything is read and written in place"
         rows = [
-            ("arrays", f"q {self.q}  k {self.k}  v {self.v}", self.dtype),
+            ("arrays", f"q {self.q}  k {self.k}  v {self.v}", ", ".join([self.dtype, *types])),
             ("backend", self.backend, self.why_backend),
             ("form", self.form, self.why_form),
             ("a head", cut, f"keys in blocks of {self.key_block}; {self.why_ranges}"),

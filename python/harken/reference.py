@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 Array = NDArray[Any]
 
 STORAGE = ("float64", "float32", "float16", "bfloat16")
+SCALED = ("int8",)  # keys and values that a factor makes numbers of
 
 
 def reference(
@@ -31,6 +32,8 @@ def reference(
     softcap: float | None = None,
     alibi: ArrayLike | None = None,
     sinks: ArrayLike | None = None,
+    k_scale: ArrayLike | None = None,
+    v_scale: ArrayLike | None = None,
     precision: str = "highest",
     head_axis: int = -3,
     return_lse: bool = False,
@@ -61,12 +64,15 @@ def reference(
     Parameters
     ----------
     q, k, v : array_like, (..., Hq, Lq, D), (..., Hkv, Lk, D), (..., Hkv, Lk, Dv)
-        float64, float32, float16 or bfloat16, all the same; integers and bools become float64. Query head h reads key
+        float64, float32, float16 or bfloat16; integers and bools become float64. Beside a q that is not float64, k and
+        v are not either, and each may be int8, whose numbers are k_scale * k and v_scale * v. Query head h reads key
         head h // (Hq // Hkv). Leading axes broadcast; 2-D arrays are one head. With `head_axis=-2`, (..., L, H, D).
     mask, bias : array_like, broadcastable to (..., Hq, Lq, Lk)
         bool, True = may look; floating, added to the scores.
     scale, alibi, sinks : array_like, broadcastable to (..., Hq)
     w : array_like, broadcastable to (..., Hq, D), only with score="additive"
+    k_scale, v_scale : array_like, broadcastable to k, to v
+        Factors, of one type or another; for int8 they must be given.
     q_start, q_lengths, kv_lengths : array_like of int, broadcastable to the leading axes (...)
     dtype : dtype, optional
         Compute in this type and return out, lse and weights in it, unrounded. By default float64 computes in float64,
@@ -95,9 +101,11 @@ def reference(
     array([[0.5  , 0.5  , 0.   ],
            [0.333, 0.333, 0.333]])
     """
-    q, k, v = _floating("q", q), _floating("k", k), _floating("v", v)
-    if not q.dtype == k.dtype == v.dtype:
-        raise TypeError(f"q, k and v differ in dtype: {q.dtype}, {k.dtype} and {v.dtype}; convert them to one")
+    q = _floating("q", q)
+    double = q.dtype == np.float64
+    k, v = _floating("k", k, () if double else SCALED), _floating("v", v, () if double else SCALED)
+    if any((x.dtype == np.float64) != double for x in (k, v)):
+        raise TypeError(f"q, k and v are {q.dtype}, {k.dtype} and {v.dtype}: float64 goes with float64 only")
     if head_axis not in (-3, -2):
         raise ValueError(f"head_axis is {head_axis!r}: give -3 for (..., H, L, D) or -2 for (..., L, H, D)")
     if score not in ("dot", "cosine", "additive"):
@@ -106,8 +114,9 @@ def reference(
         raise ValueError(f"w is given and score is {score!r}: only score='additive' weighs channels")
     if softcap is not None and not 0 < softcap < np.inf:
         raise ValueError(f"softcap is {softcap!r}: give a finite number above 0, or None for no cap")
-    compute = np.dtype(dtype or (np.float64 if q.dtype == np.float64 else np.float32))
+    compute = np.dtype(dtype or (np.float64 if double else np.float32))
     one_head = q.ndim == k.ndim == v.ndim == 2
+    k, v = _scaled("k", k, k_scale, compute), _scaled("v", v, v_scale, compute)
     Q, K, V = (_heads_first(x, head_axis).astype(compute, order="C") for x in (q, k, v))
     batch = np.broadcast_shapes(Q.shape[:-3], K.shape[:-3], V.shape[:-3])
     (Hq, Lq, D), (Hkv, Lk, _) = Q.shape[-3:], K.shape[-3:]
@@ -195,16 +204,30 @@ def reference(
     return results[0] if len(results) == 1 else tuple(results)
 
 
-def _floating(name: str, x: ArrayLike) -> Array:
-    """The array in one of the four storage types and native byte order; integers become float64."""
+def _floating(name: str, x: ArrayLike, others: tuple[str, ...] = ()) -> Array:
+    """The array in one of the four storage types, or others, and native byte order; integers become float64."""
     if isinstance(x, (np.matrix, np.ma.MaskedArray)):
         raise TypeError(f"{name} is a {type(x).__name__}: give a plain array, np.asarray({name})")
     x = np.asarray(x)
+    if x.dtype.name in others:
+        return x
     if x.dtype.kind in "iu" or (x.dtype == bool and name != "bias"):
         return x.astype(np.float64)
     if x.dtype.name not in STORAGE:
         raise TypeError(f"{name} is {x.dtype}: give one of {', '.join(STORAGE)}")
     return x.astype(x.dtype.newbyteorder("="), copy=False)
+
+
+def _scaled(name: str, x: Array, factors: ArrayLike | None, compute: np.dtype[Any]) -> Array:
+    """What the stored numbers stand for."""
+    if factors is None:
+        if x.dtype.name in SCALED:
+            raise ValueError(f"{name} is {x.dtype} and {name}_scale is missing: give its factors")
+        return x
+    scaled: Array = x.astype(compute) * np.asarray(factors).astype(compute)
+    if scaled.shape != x.shape:
+        raise ValueError(f"{name}_scale has shape {np.shape(factors)}: give one that broadcasts to {x.shape}")
+    return scaled
 
 
 def _integers(name: str, x: ArrayLike, batch: tuple[int, ...], most: int | None = None) -> Array:

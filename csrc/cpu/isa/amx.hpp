@@ -1,4 +1,4 @@
-// amx.hpp - AVX-512 with a matrix engine: eight tiles of 16 rows of 64 bytes, and products of bfloat16 tiles.
+// amx.hpp - AVX-512 with a matrix engine: eight tiles of 16 rows of 64 bytes, and products of bfloat16 or int8 tiles.
 #pragma once
 
 #include "avx512.hpp"
@@ -48,6 +48,25 @@ struct Amx {
   template <int c, int a, int b>
   static HARKEN_INLINE void multiply(Register<c>, Register<a>, Register<b>) {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(b));
+  }
+
+  // c += a b:  c[16][16] integers, a[16][64] int8, b[64][16] as its rows 4i .. 4i + 3 in fours.
+  template <int c, int a, int b>
+  static HARKEN_INLINE void multiply_bytes(Register<c>, Register<a>, Register<b>) {
+    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(b));
+  }
+
+  // Four rows of 64 bytes as a row of each of four tiles b. Channels 16 c + 4 j .. + 3 are the c-th of tile j.
+  static HARKEN_INLINE void fours(const void* row0, const void* row1, const void* row2, const void* row3, char* to,
+                                  int64_t tile) {
+    const __m512i a = _mm512_loadu_si512(row0), b = _mm512_loadu_si512(row1);
+    const __m512i c = _mm512_loadu_si512(row2), d = _mm512_loadu_si512(row3);
+    const __m512i ab = _mm512_unpacklo_epi8(a, b), AB = _mm512_unpackhi_epi8(a, b);
+    const __m512i cd = _mm512_unpacklo_epi8(c, d), CD = _mm512_unpackhi_epi8(c, d);
+    _mm512_storeu_si512(to, _mm512_unpacklo_epi16(ab, cd));
+    _mm512_storeu_si512(to + tile, _mm512_unpackhi_epi16(ab, cd));
+    _mm512_storeu_si512(to + 2 * tile, _mm512_unpacklo_epi16(AB, CD));
+    _mm512_storeu_si512(to + 3 * tile, _mm512_unpackhi_epi16(AB, CD));
   }
 
   // 2^x for P in N terms of bfloat16: minimax on [0, 1), a degree less than float where the terms are fewer. One term

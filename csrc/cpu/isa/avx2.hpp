@@ -31,6 +31,10 @@ HARKEN_INLINE void put(f16* at, F32 x) {
   _mm_storeu_si128((__m128i*)at, _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
 }
 
+HARKEN_INLINE F32 take(const int8_t* at) {
+  return (F32)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)at)));
+}
+
 HARKEN_INLINE F32 take_pieces(const float* const* rows) { return (F32)_mm256_loadu2_m128(rows[1], rows[0]); }
 HARKEN_INLINE F64 take_pieces(const double* const* rows) { return (F64)_mm256_loadu2_m128d(rows[1], rows[0]); }
 HARKEN_INLINE void put_pieces(F32 x, float* const* rows, int n) {

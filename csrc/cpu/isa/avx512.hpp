@@ -31,6 +31,10 @@ HARKEN_INLINE void put(f16* at, F32 x) {
   _mm256_storeu_si256((__m256i*)at, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
 }
 
+HARKEN_INLINE F32 take(const int8_t* at) {
+  return (F32)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)at)));
+}
+
 // VREDUCE gives x - floor(x), VSCALEF multiplies by 2^floor(x): 7 operations instead of 9, and no clamp, because
 // scalef(p, -inf) == 0. 1 to 2 % of a whole call over the general form. Coefficients: minimax on [0, 1), constant held
 // at 1.

@@ -21,8 +21,6 @@ struct FlushedSubnormals {
   ~FlushedSubnormals() { _mm_setcsr(before); }
 };
 
-using Engine = decltype(engine(0));
-
 // A matrix engine computes in float.
 template <class M, class T>
 constexpr bool engaged = M::exists && sizeof(T) == 4;
