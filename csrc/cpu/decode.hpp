@@ -146,8 +146,8 @@ inline bool absorb_keys(const Problem& p, const Task& task, const Head<T>* heads
   for (; k < end; k += chunk) {
     if (interrupted()) return false;
     int n = int(least(chunk, end - k));
-    Chunk<E> at = {(const E*)head.K.at(k, 0),
-                   (const E*)head.V.at(k, 0),
+    Chunk<E> at = {(const E*)head.K.page(k).at(k, 0),
+                   (const E*)head.V.page(k).at(k, 0),
                    head.K.row / int64_t(sizeof(E)),
                    head.V.row / int64_t(sizeof(E)),
                    D,
@@ -160,10 +160,17 @@ inline bool absorb_keys(const Problem& p, const Task& task, const Head<T>* heads
       at.K_step = D;
       at.V_step = Dv;
     }
+    const bool even = copy || head.K.even(k, k + n);
+    if (!even) {
+      at.K = together(head.K, k, k + n, D, D, (E*)work.K);
+      at.V = together(head.V, k, k + n, Dv, Dv, (E*)work.V);
+      at.K_step = D;
+      at.V_step = Dv;
+    }
     for (int g = 0; g < count; ++g) {
       bool ahead = beyond_L2 && g == 0;
-      Ahead V = {ahead ? (const char*)at.V : nullptr, head.V.row, p.Dv * int64_t(sizeof(E))};
-      Ahead K = {ahead && k + 2 * chunk <= end ? head.K.at(k + chunk, 0) : nullptr, head.K.row,
+      Ahead V = {ahead && even ? (const char*)at.V : nullptr, head.V.row, p.Dv * int64_t(sizeof(E))};
+      Ahead K = {ahead && k + 2 * chunk <= end ? head.K.page(k + chunk).at(k + chunk, 0) : nullptr, head.K.row,
                  p.D * int64_t(sizeof(E))};
       switch (groups[g].count) {
         case 4:

@@ -133,11 +133,12 @@ inline void pack_keys(const Problem& p, MatrixSpace& space, const Head<float>& h
   const bool in_place = head.K.type == InPlace<N>::name && readable<E>(head.K, p.D, space.D, head.cosine);
   for (int64_t k = k0; k < k1; k += unit_keys<N>) {
     const int n = int(least(unit_keys<N>, k1 - k));
-    if (!in_place) compact(head.K, k, n, p.D, space.D, head.cosine, space.rows);
+    const bool here = in_place && head.K.even(k, k + n);
+    if (!here) compact(head.K, k, n, p.D, space.D, head.cosine, space.rows);
     for (int i = 0; i < unit_keys<N>; i += tile_rows) {
       char* to = space.K + ((k - k0 + i) / tile_rows) * tile;
-      if (in_place) {
-        const Sheet<E> sheet = {(const E*)head.K.at(k, 0), head.K.row / int64_t(sizeof(E)), n, nullptr};
+      if (here) {
+        const Sheet<E> sheet = {(const E*)head.K.page(k).at(k, 0), head.K.row / int64_t(sizeof(E)), n, nullptr};
         pack_keys<N>(sheet, i, space.D, to);
       } else {
         const Sheet<float> sheet = {space.rows, space.D, n, nullptr};
@@ -163,8 +164,8 @@ inline void pack_values(const Problem& p, MatrixSpace& space, const Head<float>&
   };
   for (int64_t k = k0; k < k1; k += keys) {
     const int n = int(least(keys, k1 - k));
-    if (in_place) {
-      pack(Sheet<E>{(const E*)head.V.at(k, 0), head.V.row / int64_t(sizeof(E)), n, (const E*)space.zeros},
+    if (in_place && head.V.even(k, k + n)) {
+      pack(Sheet<E>{(const E*)head.V.page(k).at(k, 0), head.V.row / int64_t(sizeof(E)), n, (const E*)space.zeros},
            (k - k0) / keys);
     } else {
       compact(head.V, k, n, p.Dv, space.Dv, false, space.rows);

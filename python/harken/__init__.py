@@ -10,6 +10,7 @@
 from harken._load import core as _core
 from harken.attention import attention
 from harken.backends import backends, get_backend, set_backend
+from harken.cache import KVCache
 from harken.explain import Plan, explain
 from harken.info import info
 from harken.merge import merge
@@ -19,6 +20,7 @@ from harken.threads import get_num_threads, set_num_threads
 __version__ = _core.__version__
 
 __all__ = [
+    "KVCache",
     "Plan",
     "attention",
     "backends",
