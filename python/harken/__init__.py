@@ -16,6 +16,7 @@ from harken.info import info
 from harken.merge import merge
 from harken.reference import reference
 from harken.threads import get_num_threads, set_num_threads
+from harken.varlen import attention_varlen
 
 __version__ = _core.__version__
 
@@ -23,6 +24,7 @@ __all__ = [
     "KVCache",
     "Plan",
     "attention",
+    "attention_varlen",
     "backends",
     "explain",
     "get_backend",
