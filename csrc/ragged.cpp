@@ -14,7 +14,7 @@ namespace {
 
 constexpr size_t most_partial_bytes = 16 << 20;
 constexpr double worth_a_thread = 15;  // microseconds, as of one problem
-constexpr size_t problem_bytes = (sizeof(Problem) + 63) / 64 * 64;
+constexpr size_t problem_bytes = (sizeof(Problem) + 4095) / 4096 * 4096;
 
 // What of `all` is not sequence s: sizes, and where packed arrays begin. Everything else is found by batch row s.
 void narrow(const Problem& all, const Ragged& ragged, int64_t s, Problem& one) {

@@ -214,6 +214,19 @@ def test_forks_share_pages() -> None:
     assert cache.free_pages == 9
 
 
+def test_forks_take_no_page_more_than_they_write() -> None:
+    twin = Twin(1, 16, layout="paged", page_size=4, pages=4)
+    twin.append(6)
+    for _ in range(2):
+        twin.cache.fork(0)
+        twin.k.append(twin.k[0])
+        twin.v.append(twin.v[0])
+        twin.dropped.append(0)
+    twin.append(1)
+    assert twin.cache.free_pages == 0
+    twin.check(3)
+
+
 def test_views() -> None:
     cache = harken.KVCache(2, 3, 8, 4)
     k, v = qkv(np.float32, 1, 5, D=4, Dv=4, Hq=3, batch=(2,))[1:]

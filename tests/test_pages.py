@@ -34,6 +34,25 @@ def guard(backend: str, name: str) -> None:
                     same_bits(out[b], harken.attention(q[b, :, :Lq], own[0][None], own[1][None], causal=True))
 
 
+def many(backend: str) -> None:
+    """A call beyond the L2 cache brings the next head near, in pages too."""
+    harken.set_backend(backend)
+    core._set_form("brief")
+    rng, place = np.random.default_rng(0), [Place(800, 4) for _ in range(2)]
+    q, k, v = qkv(np.float32, 64, 8, 64, 64, Hq=8, Hkv=1, batch=(17,))
+    table, lengths = np.array([rng.permutation(17) for _ in range(17)]), np.full(17, 130)
+    for layout in ("end", "begin"):
+        K, V = (p.put(x, layout) for p, x in zip(place, (k, v), strict=True))
+        out = core.attend_stored(harken.attention, q, K, V, table, np.full(17, 3), lengths, {"threads": 1})
+        for b in range(17):
+            own = [x[table[b], 0].reshape(1, -1, 64)[:, 3:133] for x in (k, v)]
+            same_bits(out[b], harken.attention(q[b], *own))
+
+
+def test_what_is_brought_near_is_there(backend: str) -> None:
+    in_child(many, backend)
+
+
 @pytest.mark.parametrize("name", DTYPES)
 def test_nothing_beside_a_page_is_touched(backend: str, name: str) -> None:
     in_child(guard, backend, name)
