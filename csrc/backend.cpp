@@ -6,9 +6,9 @@
 
 #include <atomic>
 #include <cerrno>
-#include <cstdlib>
 #include <cstring>
 
+#include "kept.hpp"
 #include "parallel.hpp"
 
 namespace harken {
@@ -59,30 +59,6 @@ struct Table {
 };
 const Table here;
 std::atomic<const Backend*> forced{nullptr};
-
-// What a calling thread's runs work in, kept between calls so that a hot call allocates nothing.
-struct Memory {
-  char* at = nullptr;
-  size_t bytes = 0;
-  bool busy = false;
-
-  bool grow(size_t wanted) {
-    if (wanted <= bytes) return true;
-    std::free(at);
-    bytes = (wanted + 4095) / 4096 * 4096;
-    at = bytes < wanted ? nullptr : static_cast<char*>(std::aligned_alloc(4096, bytes));
-    if (!at) bytes = 0;
-    return at != nullptr;
-  }
-  void shrink() {
-    std::free(at);
-    at = nullptr;
-    bytes = 0;
-  }
-  ~Memory() { std::free(at); }
-};
-thread_local Memory kept;
-constexpr size_t most_kept = 64 << 20;
 
 // A run over tasks, or over tiles, counted from `first`.
 struct Context {
@@ -161,17 +137,13 @@ Outcome answer(const Backend& backend, const Problem& problem, Plan& plan) {
       __builtin_add_overflow(scratch, partials, &wanted))
     return Outcome::out_of_memory;
 
-  Memory own;  // for a call from a signal handler that came in the middle of another
-  Memory& space = kept.busy ? own : kept;
-  if (!space.grow(wanted)) return Outcome::out_of_memory;
+  const Kept space(wanted);
+  if (!space.at()) return Outcome::out_of_memory;
   const int error_before = errno;
-  space.busy = true;
-  plan.partials = space.at + scratch;
-  const bool done = plan.ranges > 1 ? attend_ranges(backend, problem, plan, space.at)
-                                    : attend_whole(backend, problem, plan, space.at);
-  space.busy = false;
+  plan.partials = space.at() + scratch;
+  const bool done = plan.ranges > 1 ? attend_ranges(backend, problem, plan, space.at())
+                                    : attend_whole(backend, problem, plan, space.at());
   errno = error_before;
-  if (space.bytes > most_kept) space.shrink();
   return done ? Outcome::done : Outcome::interrupted;
 }
 

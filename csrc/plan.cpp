@@ -83,7 +83,8 @@ Plan cut(const Problem& p, const Backend& backend, int asked) {
   plan.partials = nullptr;
   plan.first_task = 0;
 
-  bool small = microseconds(p, backend) < 15;
+  plan.microseconds = microseconds(p, backend);
+  bool small = plan.microseconds < 15;
   plan.threads = small ? 1 : threads;
   if (plan.threads > plan.tasks) plan.threads = plan.tasks > 1 ? int(plan.tasks) : 1;
   plan.why_threads = small                    ? "small: it stays on the calling thread"

@@ -36,6 +36,7 @@ struct Plan {
   int64_t key_block;           // keys that are handled at once
   int64_t tasks;
   int threads;
+  double microseconds;  // a guess, on one thread
 
   int64_t scratch_bytes;  // a thread
   int64_t partial_bytes;  // one (m, l, O) of a tile and a range; 0 when ranges == 1

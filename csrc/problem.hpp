@@ -21,6 +21,15 @@ struct View {
   int64_t batch[max_batch_axes];  // only the first Problem::batch_axes are set
 };
 
+// Keys and values that do not lie evenly: key j of batch row b is row (j + origin) % rows of page
+// table[(j + origin) / rows]. A ring is one page that stands in its table twice, and an origin.
+struct Pages {
+  View table;              // (B, pages)  i64, which page; or absent
+  View origins;            // (B)  i64; or absent: 0
+  int64_t rows;            // of a page
+  int64_t k_step, v_step;  // bytes from a page to the next
+};
+
 enum class Score : int32_t { dot, cosine, additive };
 
 enum class Precision : int32_t { highest, high, medium };  // of the products of float32 on a matrix engine
@@ -42,6 +51,7 @@ struct Problem {
 
   View w;                 // (B, Hq, D)  col steps through D; any floating type; or absent
   View k_scale, v_scale;  // like k and v, a stride of 0 along rows or columns; f64 for type f64, else f32; or absent
+  Pages pages;            // of k and v
 
   View mask;  // (B, Hq, Lq, Lk)  boolean; or absent
   View bias;  // (B, Hq, Lq, Lk)  any floating type; or absent

@@ -82,7 +82,7 @@ def check(q: Array, k: Array, v: Array, *, weights: bool = False, **options: Any
     "types", list(itertools.product(FLOATS, repeat=3)), ids=lambda types: " ".join(map(str, types))
 )
 def test_floats_mix_exactly(backend: str, form: str, types: tuple[Dtype, ...]) -> None:
-    """Bit for bit the call with all in the widest type, rounded to q's; decode adds bfloat16's channels in its order."""
+    """Bit for bit the call in the widest type, rounded to q's; decode adds bfloat16's channels in its own order."""
     wide = widest(*types)
     own_order = wide.name != "bfloat16" and "bfloat16" in [type.name for type in types]
     for Lq, Lk, D, Dv in ((1, 70, 64, 64), (9, 100, 64, 32), (40, 130, 20, 9)):

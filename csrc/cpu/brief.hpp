@@ -292,7 +292,7 @@ inline void attend_brief(const Problem& p, const Plan& plan, int64_t index, char
   const Interval keys = seen(head.sight, task.q0, i1);
   Few<T> few = {{}, {}, keys.first};
   few.K = near(head.K, keys.first, keys.end, p.D, p.D, head.cosine, space.K);
-  few.V = in_registers<T>(head.V, keys.first, p.Dv, i1 - task.q0)
+  few.V = head.V.even(keys.first, keys.end) && in_registers<T>(head.V.page(keys.first), keys.first, p.Dv, i1 - task.q0)
               ? near(head.V, keys.first, keys.end, Dv, Dv, false, space.V)
               : compact(head.V, keys.first, keys.end - keys.first, p.Dv, Dv, false, space.V);
   Coming coming;

@@ -29,6 +29,10 @@ class Coming {
     lines_ += part.rows * ((part.bytes + line - 1) / line);
   }
 
+  void add(const Stored& M, int64_t i, int64_t n, int64_t count) {
+    if (n > 0 && M.even(i, i + n)) add(M.page(i), i, n, count);
+  }
+
   // To be spread over so many steps.
   void spread(int64_t steps) { a_step_ = steps > 0 ? (lines_ + steps - 1) / steps : 0; }
 

@@ -181,13 +181,6 @@ inline void absorb_rows(const Problem& p, const Head<T>* heads, const DecodeWork
   selected_values_of_rows<T, E, R>(at.V, at.V_step, at.n, work.S, work.seen, rows.O, at.Dv);
 }
 
-// n rows of bytes that lie apart.
-inline const int8_t* gathered(const Matrix& M, int64_t i, int n, int64_t count, int8_t* copy) {
-  for (int r = 0; r < n; ++r)
-    for (int64_t d = 0; d < count; ++d) copy[r * count + d] = *M.at(i + r, d);
-  return copy;
-}
-
 // Do the keys lie as take_two gives them? Additive scores read theirs from the copy, channel by channel.
 template <class T>
 inline bool parted(const Head<T>& head) {
@@ -209,18 +202,19 @@ inline bool absorb_keys(const Problem& p, const Task& task, const Head<T>* heads
     if (interrupted()) return false;
     engaged.configure();
     int n = int(least(chunk, end - k));
-    Chunk<E> at = {(const E*)head.K.at(k, 0),
-                   (const E*)head.V.at(k, 0),
+    Chunk<E> at = {(const E*)head.K.page(k).at(k, 0),
+                   (const E*)head.V.page(k).at(k, 0),
                    head.K.row / int64_t(sizeof(E)),
                    head.V.row / int64_t(sizeof(E)),
                    D,
                    Dv,
                    k,
                    n};
-    if (copy) {
-      if constexpr (sizeof(E) == 1) {
-        at.K = gathered(head.K, k, n, D, (E*)work.K);
-        at.V = gathered(head.V, k, n, Dv, (E*)work.V);
+    const bool even = !copy && head.K.even(k, k + n);
+    if (!even) {
+      if (!copy || sizeof(E) == 1) {
+        at.K = as_stored(head.K, k, k + n, D, (E*)work.K);
+        at.V = as_stored(head.V, k, k + n, Dv, (E*)work.V);
       } else {
         at.K = (const E*)compact(head.K, k, n, p.D, D, head.cosine, work.K).at;
         at.V = (const E*)compact(head.V, k, n, p.Dv, Dv, false, work.V).at;
@@ -235,8 +229,8 @@ inline bool absorb_keys(const Problem& p, const Task& task, const Head<T>* heads
     if (work.of_V.by_row()) read_factors(work.of_V, k, n, up(n, lanes<T>), work.factor_V);
     for (int g = 0; g < count; ++g) {
       bool ahead = beyond_L2 && g == 0;
-      Ahead V = {ahead ? (const char*)at.V : nullptr, head.V.row, p.Dv * int64_t(sizeof(E))};
-      Ahead K = {ahead && k + 2 * chunk <= end ? head.K.at(k + chunk, 0) : nullptr, head.K.row,
+      Ahead V = {ahead && even ? (const char*)at.V : nullptr, head.V.row, p.Dv * int64_t(sizeof(E))};
+      Ahead K = {ahead && k + 2 * chunk <= end ? head.K.page(k + chunk).at(k + chunk, 0) : nullptr, head.K.row,
                  p.D * int64_t(sizeof(E))};
       switch (groups[g].count) {
         case 4:

@@ -31,6 +31,33 @@ struct Matrix {
   char* at(int64_t i, int64_t j) const { return data + i * row + j * col; }
 };
 
+// Keys or values, which may lie in pages.
+struct Stored : Matrix {
+  const int64_t* table;  // null: they lie evenly
+  int64_t origin, rows, step;
+
+  char* at(int64_t, int64_t) const = delete;  // a page has places
+
+  bool even(int64_t i, int64_t i1) const {  // are rows i .. i1 - 1 of one page?
+    return !table || (i < i1 && (i + origin) / rows == (i1 - 1 + origin) / rows);
+  }
+
+  Matrix page(int64_t i) const {  // that of row i; its rows have the numbers that they have here
+    if (!table) return *this;
+    const int64_t n = (i + origin) / rows;
+    return {data + table[n] * step - (n * rows - origin) * row, type, row, col, scale};
+  }
+
+  template <class Body>
+  void for_pages(int64_t i, int64_t i1, Body body) const {  // body(page, its first row, past its last)
+    while (i < i1) {
+      const int64_t end = table ? least(i1, ((i + origin) / rows + 1) * rows - origin) : i1;
+      body(page(i), i, end);
+      i = end;
+    }
+  }
+};
+
 // Batch row b as an index along each leading axis.
 struct BatchRow {
   int axes;
@@ -66,13 +93,20 @@ inline int64_t integer_at(const View& view, const BatchRow& b, int64_t otherwise
   return view.data ? *(const int64_t*)(view.data + b.offset(view)) : otherwise;
 }
 
+inline Stored stored_at(const Pages& pages, const View& view, int64_t step, const BatchRow& b, int64_t h) {
+  const View& table = pages.table;
+  return {matrix_at(view, b, h), table.data ? (const int64_t*)(table.data + b.offset(table)) : nullptr,
+          integer_at(pages.origins, b, 0), pages.rows, step};
+}
+
 inline double number_at(const View& view, const BatchRow& b, int64_t h, double otherwise) {
   return view.data ? *(const double*)(view.data + b.offset(view) + h * view.head) : otherwise;
 }
 
 template <class T>
 struct Head {
-  Matrix Q, K, V, out, lse, weights, mask, bias, w;
+  Matrix Q, out, lse, weights, mask, bias, w;
+  Stored K, V;
   Sight sight;
   Modifiers<T> modifiers;
   double scale;    // of q.k, times log2 e
@@ -89,8 +123,8 @@ inline Head<T> head_at(const Problem& p, int64_t batch_row, int64_t h) {
   locate(p, batch_row, b);
   int64_t kv = h / (p.Hq / p.Hkv);
   head.Q = matrix_at(p.q, b, h);
-  head.K = matrix_at(p.k, b, kv);
-  head.V = matrix_at(p.v, b, kv);
+  head.K = stored_at(p.pages, p.k, p.pages.k_step, b, kv);
+  head.V = stored_at(p.pages, p.v, p.pages.v_step, b, kv);
   head.K.scale = scale_at(p.k_scale, b, kv);
   head.V.scale = scale_at(p.v_scale, b, kv);
   head.out = matrix_at(p.out, b, h);

@@ -156,6 +156,35 @@ inline Rows<T> near(const Matrix& M, int64_t i, int64_t i1, int64_t count, int64
   return compact(M, i, i1 - i, count, step, unit, copy);
 }
 
+// Of keys or values: where pages meet, a copy of them in a row.
+template <class T>
+inline Rows<T> compact(const Stored& M, int64_t i, int64_t n, int64_t count, int64_t step, bool unit, T* copy) {
+  M.for_pages(i, i + n, [&](const Matrix& page, int64_t from, int64_t to) {
+    compact(page, from, to - from, count, step, unit, copy + (from - i) * step);
+  });
+  return {copy, step};
+}
+
+template <class T>
+inline Rows<T> near(const Stored& M, int64_t i, int64_t i1, int64_t count, int64_t step, bool unit, T* copy) {
+  if (!M.even(i, i1)) return compact(M, i, i1 - i, count, step, unit, copy);
+  return near(M.page(i), i, i1, count, step, unit, copy);
+}
+
+// The same as they are stored, E.
+template <class E>
+inline const E* as_stored(const Stored& M, int64_t i, int64_t i1, int64_t count, E* copy) {
+  M.for_pages(i, i1, [&](const Matrix& page, int64_t from, int64_t to) {
+    for (E* row = copy + (from - i) * count; from < to; ++from, row += count)
+      if (M.col == sizeof(E)) {
+        __builtin_memcpy(row, page.at(from, 0), count * sizeof(E));
+      } else {
+        for (int64_t d = 0; d < count; ++d) __builtin_memcpy(row + d, page.at(from, d), sizeof(E));
+      }
+  });
+  return copy;
+}
+
 // 1 <= n <= lanes rows of `count` numbers, times one factor each, into lanes: to[d * width + i] = factor[i] *
 // row[i][d].
 template <class T>

@@ -138,16 +138,17 @@ template <int N>
 inline void pack_keys(const Problem& p, MatrixSpace& space, const Head<float>& head, int64_t k0, int64_t k1) {
   using E = typename InPlace<N>::type;
   const int64_t tile = space.D / 32 * N * tile_bytes;
-  Matrix K = head.K;
+  Stored K = head.K;
   if (keys_scaled_later<N>(head)) K.scale = {};
   const bool in_place = K.type == InPlace<N>::name && readable<E>(K, p.D, space.D, head.cosine);
   for (int64_t k = k0; k < k1; k += unit_keys<N>) {
     const int n = int(least(unit_keys<N>, k1 - k));
-    if (!in_place) compact(K, k, n, p.D, space.D, head.cosine, space.rows);
+    const bool here = in_place && K.even(k, k + n);
+    if (!here) compact(K, k, n, p.D, space.D, head.cosine, space.rows);
     for (int i = 0; i < unit_keys<N>; i += tile_rows) {
       char* to = space.K + ((k - k0 + i) / tile_rows) * tile;
-      if (in_place) {
-        const Sheet<E> sheet = {(const E*)K.at(k, 0), K.row / int64_t(sizeof(E)), n, nullptr};
+      if (here) {
+        const Sheet<E> sheet = {(const E*)K.page(k).at(k, 0), K.row / int64_t(sizeof(E)), n, nullptr};
         pack_keys<N>(sheet, i, space.D, to);
       } else {
         const Sheet<float> sheet = {space.rows, space.D, n, nullptr};
@@ -173,8 +174,8 @@ inline void pack_values(const Problem& p, MatrixSpace& space, const Head<float>&
   };
   for (int64_t k = k0; k < k1; k += keys) {
     const int n = int(least(keys, k1 - k));
-    if (in_place) {
-      pack(Sheet<E>{(const E*)head.V.at(k, 0), head.V.row / int64_t(sizeof(E)), n, (const E*)space.zeros},
+    if (in_place && head.V.even(k, k + n)) {
+      pack(Sheet<E>{(const E*)head.V.page(k).at(k, 0), head.V.row / int64_t(sizeof(E)), n, (const E*)space.zeros},
            (k - k0) / keys);
     } else {
       compact(head.V, k, n, p.Dv, space.Dv, false, space.rows);

@@ -12,7 +12,7 @@ constexpr double work_worth_unlocking = 1e6;
 // Signals are looked for every 20 ms: a call that ends sooner need not know on which thread it is.
 constexpr double work_worth_interrupting = 1e7;
 
-thread_local bool handles_signals = false;
+thread_local bool handles_signals = false;  // a signal handler may call in the middle of a call
 
 // Python runs signal handlers on its main thread only. A call on another one need not ask for the lock in vain.
 bool on_main_thread() {
@@ -20,21 +20,15 @@ bool on_main_thread() {
   return main_thread.attr("ident").cast<unsigned long>() == PyThread_get_thread_ident();
 }
 
-Outcome compute(Request& request) {
-  Problem& problem = request.problem;
-  const Backend& backend = chosen();
-  Plan plan = cut(problem, backend, request.threads);
-  const double flops = work(problem);
-  if (flops < work_worth_unlocking) return answer(backend, problem, plan);
-  const bool outer = handles_signals;  // of a call that a signal handler, which makes this one, came into
+}  // namespace
+
+Unlocked::Unlocked(double flops) : outer_(handles_signals) {
+  if (flops < work_worth_unlocking) return;
   handles_signals = flops > work_worth_interrupting && on_main_thread();
-  const py::gil_scoped_release unlocked;
-  const Outcome outcome = answer(backend, problem, plan);
-  handles_signals = outer;
-  return outcome;
+  released_.emplace();
 }
 
-}  // namespace
+Unlocked::~Unlocked() { handles_signals = outer_; }
 
 bool signalled() {
   if (!handles_signals) return false;
@@ -51,7 +45,17 @@ PyObject* attend(PyObject* const* values) {
   make_results(request);
   merge_axes(request.problem);
 
-  const Outcome outcome = compute(request);
+  return hand_out(request, compute(request));
+}
+
+Outcome compute(Request& request) {
+  const Backend& backend = chosen();
+  Plan plan = cut(request.problem, backend, request.threads);
+  const Unlocked unlocked(work(request.problem));
+  return answer(backend, request.problem, plan);
+}
+
+PyObject* hand_out(const Request& request, Outcome outcome) {
   if (outcome == Outcome::out_of_memory) return PyErr_NoMemory();
   if (outcome == Outcome::interrupted) return nullptr;  // the signal handler has raised
   if (request.aside != nullptr && PyArray_CopyInto(request.result, request.aside) != 0) return nullptr;

@@ -205,6 +205,20 @@ const char* name_of(Argument argument) {
   return texts[argument];
 }
 
+void values_of(const py::object& function, const py::object& q, const py::object& k, const py::object& v,
+               const py::dict& options, PyObject** values) {
+  const Function* made = reinterpret_cast<Function*>(function.ptr());
+  memcpy(values, made->defaults, sizeof made->defaults);
+  values[argument::q] = q.ptr();
+  values[argument::k] = k.ptr();
+  values[argument::v] = v.ptr();
+  for (const auto& [keyword, value] : options) {
+    const int slot = slot_of(keyword.ptr());
+    if (slot < required_arguments) refuse_keyword(function.ptr(), keyword.ptr());
+    values[slot] = value.ptr();
+  }
+}
+
 py::object native(py::object function) {
   PyTypeObject* type = function_type();
   const py::object parameters = parameters_of(function);

@@ -35,6 +35,10 @@ using Body = PyObject* (*)(PyObject* const* values);
 PyObject* attend(PyObject* const* values);   // (out) or a tuple: out, lse, weights
 PyObject* explain(PyObject* const* values);  // harken.Plan
 
+// The values of a call of `function`, which native() made, with these three and these keywords: borrowed.
+void values_of(const py::object& function, const py::object& q, const py::object& k, const py::object& v,
+               const py::dict& options, PyObject** values);
+
 // The decorator: a callable object that documents itself as `function` does, whose body is the one named like it.
 py::object native(py::object function);
 

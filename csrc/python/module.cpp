@@ -2,6 +2,7 @@
 #define HARKEN_IMPORTS_NUMPY
 #include "../parallel.hpp"
 #include "backends.hpp"
+#include "ragged.hpp"
 #include "request.hpp"
 
 namespace {
@@ -35,6 +36,8 @@ PYBIND11_MODULE(_harken_core, module) {
   set_interrupt(signalled);
 
   module.def("native", native, py::arg("function"), "The function with its body in C++, found by its name.");
+  module.def("attend_packed", attend_packed, "What harken.attention_varlen calls.");
+  module.def("attend_stored", attend_stored, "What harken.KVCache.attend calls.");
   module.def("backends", backend_names, "What this machine runs, best first.");
   module.def("set_backend", choose_backend, py::arg("name"), "Compute with this backend; None: with the best.");
   module.def("get_backend", [] { return chosen().name; }, "The name of the backend that computes.");

@@ -55,10 +55,11 @@ Operand read_operand(Request& request, Argument argument, View& view) {
     view.row = strides[0];
     return {array, 0, 1, sizes[0], sizes[1]};
   }
-  const int head = axes - (request.heads_last ? 2 : 3), row = axes - (request.heads_last ? 3 : 2);
+  const bool in_pages = request.stored && argument != q, heads_last = request.heads_last && !in_pages;
+  const int head = axes - (heads_last ? 2 : 3), row = axes - (heads_last ? 3 : 2);
   view.head = strides[head];
   view.row = strides[row];
-  return {array, axes - 3, sizes[head], sizes[row], sizes[axes - 1]};
+  return {array, in_pages ? 0 : axes - 3, sizes[head], sizes[row], sizes[axes - 1]};
 }
 
 void check_sizes(const Operand& Q, const Operand& K, const Operand& V) {
@@ -141,6 +142,7 @@ void read_operands(Request& request) {
   agree(request, q, of_q, k, of_k);
   agree(request, q, of_q, v, of_v);
   problem.type = wider(wider(of_q, of_k), of_v);
+  problem.pages.table.data = problem.pages.origins.data = nullptr;
 
   request.heads_last = read_head_axis(request[argument::head_axis]) == -2;
   const Operand operands[3] = {read_operand(request, q, problem.q), read_operand(request, k, problem.k),

@@ -1,7 +1,9 @@
 // request.hpp - one call as Python made it: the Problem, and what keeps the memory alive that the Problem points to.
 #pragma once
 
-#include "../problem.hpp"
+#include <optional>
+
+#include "../backend.hpp"
 #include "call.hpp"
 #include "errors.hpp"
 
@@ -28,10 +30,11 @@ struct Request {
   PyObject* const* values;
   const Purpose purpose;
 
-  Problem problem;   // 7 KiB: written where used, never cleared or copied
-  int leading_axes;  // of the result, before they are merged
-  bool one_head;     // q, k and v are 2-D: so are the results
-  bool heads_last;   // head_axis=-2: (..., L, H, D)
+  Problem problem;      // 7 KiB: written where used, never cleared or copied
+  int leading_axes;     // of the result, before they are merged
+  bool one_head;        // q, k and v are 2-D: so are the results
+  bool heads_last;      // head_axis=-2: (..., L, H, D)
+  bool stored = false;  // k and v are (pages, Hkv, rows, D), whose first axis is none of q's
   bool return_lse, return_weights;
   const char* precision;
   int threads;                           // 0: the default
@@ -48,11 +51,24 @@ struct Request {
   PyObject* kept[2 * arguments];  // fourteen arguments in at most three steps; result, aside, lse, weights
 };
 
+// While it lives the lock is free, if so many operations are worth that, and Ctrl-C ends the work.
+class Unlocked {
+ public:
+  explicit Unlocked(double flops);
+  ~Unlocked();
+
+ private:
+  bool outer_;
+  std::optional<py::gil_scoped_release> released_;
+};
+
 // Each fills its part of the Problem, in this order, or raises.
-void read_operands(Request& request);  // q, k, v, head_axis: types, sizes, leading axes
-void read_options(Request& request);   // everything else but out
-void make_results(Request& request);   // out, lse, weights
-void merge_axes(Problem& problem);     // leading axes that all strides step through as one
+void read_operands(Request& request);                         // q, k, v, head_axis: types, sizes, leading axes
+void read_options(Request& request);                          // everything else but out
+void make_results(Request& request);                          // out, lse, weights
+void merge_axes(Problem& problem);                            // leading axes that all strides step through as one
+Outcome compute(Request& request);                            // the Problem, by the chosen backend
+PyObject* hand_out(const Request& request, Outcome outcome);  // out, or a tuple: out, lse, weights; nullptr: raised
 
 // Right-aligned broadcasting by NumPy's rule to (leading axes..., sizes[0], ..., sizes[count - 1]). Strides of the last
 // go to strides[]. `meaning` says in words what the last are.

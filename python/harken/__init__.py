@@ -11,6 +11,7 @@ from harken._load import core as _core
 from harken.additive import additive_attention
 from harken.attention import attention
 from harken.backends import backends, get_backend, set_backend
+from harken.cache import KVCache
 from harken.explain import Plan, explain
 from harken.info import info
 from harken.merge import merge
@@ -21,16 +22,19 @@ from harken.rope import rope
 from harken.rope_table import rope_table
 from harken.stats import AttentionStats, attention_stats
 from harken.threads import get_num_threads, set_num_threads
+from harken.varlen import attention_varlen
 
 __version__ = _core.__version__
 
 __all__ = [
     "AttentionStats",
+    "KVCache",
     "Plan",
     "additive_attention",
     "alibi_slopes",
     "attention",
     "attention_stats",
+    "attention_varlen",
     "backends",
     "explain",
     "get_backend",
