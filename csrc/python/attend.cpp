@@ -1,6 +1,7 @@
 // attend.cpp - harken.attention: read the arguments, let the backend answer, hand out the results.
 #include "../backend.hpp"
 #include "../parallel.hpp"
+#include "dlpack.hpp"
 #include "request.hpp"
 
 namespace harken {
@@ -39,6 +40,12 @@ Outcome compute(Request& request) {
   return outcome;
 }
 
+// A result as an array of q's library.
+PyObject* in_kind(Request& request, PyArrayObject* array) {
+  if (array == nullptr || !request.foreign) return reinterpret_cast<PyObject*>(array);
+  return reinterpret_cast<PyObject*>(request.keep(give_foreign(request[argument::q], array).release().ptr()));
+}
+
 }  // namespace
 
 bool signalled() {
@@ -61,13 +68,13 @@ PyObject* attend(PyObject* const* values) {
   if (outcome == Outcome::interrupted) return nullptr;  // the signal handler has raised
   if (request.aside != nullptr && PyArray_CopyInto(request.result, request.aside) != 0) return nullptr;
 
-  auto* result = reinterpret_cast<PyObject*>(request.result);
-  auto* lse = reinterpret_cast<PyObject*>(request.lse);
-  auto* weights = reinterpret_cast<PyObject*>(request.weights);
-  if (lse != nullptr && weights != nullptr) return PyTuple_Pack(3, result, lse, weights);
-  if (lse != nullptr) return PyTuple_Pack(2, result, lse);
-  if (weights != nullptr) return PyTuple_Pack(2, result, weights);
-  return Py_NewRef(result);
+  PyObject* out = request.given(argument::out) ? request[argument::out] : in_kind(request, request.result);
+  PyObject* lse = in_kind(request, request.lse);
+  PyObject* weights = in_kind(request, request.weights);
+  if (lse != nullptr && weights != nullptr) return PyTuple_Pack(3, out, lse, weights);
+  if (lse != nullptr) return PyTuple_Pack(2, out, lse);
+  if (weights != nullptr) return PyTuple_Pack(2, out, weights);
+  return Py_NewRef(out);
 }
 
 }  // namespace harken

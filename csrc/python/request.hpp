@@ -37,6 +37,7 @@ struct Request {
   int threads;                           // 0: the default
   int64_t q_start, q_length, kv_length;  // where the views point if an int was given
 
+  bool foreign = false;             // q is an array of another library, and so will the results be
   uint32_t converted = 0;           // bit a: argument a is computed from a converted copy
   PyArrayObject* result = nullptr;  // what is returned as out
   PyArrayObject* aside = nullptr;   // where out is computed first when it cannot be written in place
@@ -45,7 +46,7 @@ struct Request {
 
  private:
   int kept_count = 0;
-  PyObject* kept[2 * arguments];  // eleven arguments in at most three steps; result, aside, lse, weights
+  PyObject* kept[2 * arguments];  // eleven arguments in at most three steps; out, aside, lse, weights, in two forms
 };
 
 // Each fills its part of the Problem, in this order, or raises.

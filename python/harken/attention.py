@@ -130,7 +130,8 @@ def attention(
     q : array_like, (..., Hq, Lq, D)
         Queries. float64, float32, float16 or `ml_dtypes.bfloat16`; q, k and v must agree. Lists and integers become
         float64. 2-D arrays are one head, 3-D arrays are (H, L, D), and any further leading axes broadcast between q, k
-        and v by NumPy's rule. Strides of any kind are read in place, without a copy.
+        and v by NumPy's rule. Strides of any kind are read in place, without a copy. So are, here and everywhere below,
+        the arrays of other libraries that export DLPack: PyTorch, JAX and more, on the CPU.
     k : array_like, (..., Hkv, Lk, D)
         Keys. Hq is a multiple of Hkv: query head h reads key head h // (Hq // Hkv).
     v : array_like, (..., Hkv, Lk, Dv)
@@ -169,7 +170,7 @@ def attention(
         Also return the log-sum-exp of each row, which is what `harken.merge` needs.
     return_weights : bool
         Also return the weights p_ij.
-    out : ndarray, optional
+    out : ndarray, or an array of another library, optional
         Where the result goes: a writeable array of the shape and dtype of the result, of any strides. It may overlap
         the inputs.
     threads : int, optional
@@ -180,7 +181,8 @@ def attention(
     Returns
     -------
     out : ndarray, (..., Hq, Lq, Dv), or (..., Lq, Hq, Dv) with `head_axis=-2`
-        In the dtype of q. A query that sees no key gives 0.
+        In the dtype of q, and of q's library where that is not NumPy: then so are lse and weights. A query that sees
+        no key gives 0.
     lse : ndarray, (..., Hq, Lq), only with `return_lse`
         float64 for float64 input, else float32. -inf where no key is seen and no sink is given.
     weights : ndarray, (..., Hq, Lq, Lk), only with `return_weights`
