@@ -29,7 +29,9 @@ def dtype(request: pytest.FixtureRequest) -> np.dtype[Any]:
     return DTYPES[request.param]
 
 
-@pytest.fixture(params=[libraries.strict, libraries.torch, libraries.jax], ids=lambda make: make.__name__)
+@pytest.fixture(
+    params=[libraries.quick, libraries.strict, libraries.torch, libraries.jax], ids=lambda make: make.__name__
+)
 def library(request: pytest.FixtureRequest) -> Iterator[libraries.Library]:
     """Each library of arrays that is installed, with all of its types."""
     made: libraries.Library = request.param()

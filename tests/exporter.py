@@ -1,4 +1,4 @@
-"""An exporter of DLPack capsules that belongs to no library: every field of the capsule can be set, and wrong."""
+"""An exporter of DLPack by hand, of no library, each field of which can be set, and wrong."""
 
 from __future__ import annotations
 
@@ -44,11 +44,16 @@ alive: dict[int, Any] = {}  # what a capsule points to, by its address
 
 
 @ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
+def release(tensor: int) -> None:
+    alive.pop(tensor)[-1].released += 1
+
+
+@ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
 def destroy(capsule: int) -> None:
     """As every producer's: what nobody has taken over is released."""
     for name in (b"dltensor", b"dltensor_versioned"):
         if valid(capsule, name):
-            alive.pop(inside(capsule, name))[-1].released += 1
+            release(inside(capsule, name))
 
 
 class Exporter:
@@ -64,6 +69,11 @@ class Exporter:
     def __dlpack__(self, **wanted: Any) -> Any:
         if wanted and not self.versioned:
             raise TypeError(f"unexpected keywords {wanted}")
+        name = b"dltensor_versioned" if self.versioned else b"dltensor"
+        return new(ctypes.addressof(self.tensor()), name, ctypes.cast(destroy, ctypes.c_void_p))
+
+    def tensor(self) -> Any:
+        """The managed tensor, alive until it is released."""
         x = self.array
         sizes = (ctypes.c_int64 * x.ndim)(*x.shape)
         strides = (ctypes.c_int64 * x.ndim)(*(n // x.itemsize for n in x.strides))
@@ -75,11 +85,11 @@ class Exporter:
         for name, value in self.fields.items():
             if name not in head:
                 setattr(tensor, name, value)
-        managed = Versioned(**{"major": 1, **head}, tensor=tensor) if self.versioned else Managed(tensor=tensor)
-        alive[ctypes.addressof(managed)] = managed, sizes, strides, self
+        made = Versioned(**{"major": 1, **head}, tensor=tensor) if self.versioned else Managed(tensor=tensor)
+        made.release = ctypes.cast(release, ctypes.c_void_p)
+        alive[ctypes.addressof(made)] = made, sizes, strides, self
         self.exported += 1
-        name = b"dltensor_versioned" if self.versioned else b"dltensor"
-        return new(ctypes.addressof(managed), name, ctypes.cast(destroy, ctypes.c_void_p))
+        return made
 
 
 def contiguous(array: Array) -> Exporter:

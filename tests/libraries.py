@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from compare import DTYPES, Array, qkv, same_bits
+from quick import Quick
 
 BFLOAT16 = DTYPES["bfloat16"]
 FLAGS: dict[str, Any] = {"return_lse": True, "return_weights": True}
@@ -31,6 +32,10 @@ class Library:
 
     def all_of(self, options: dict[str, Any]) -> dict[str, Any]:
         return {name: self.of(x) if isinstance(x, np.ndarray) else x for name, x in options.items()}
+
+
+def quick() -> Library:
+    return Library("quick", Quick, Quick, lambda x: x.array, lambda x: x.array.ctypes.data)
 
 
 def strict() -> Library:

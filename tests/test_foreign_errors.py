@@ -8,8 +8,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from child import in_child
 from exporter import Exporter
 from libraries import Library
+from quick import Quick
 
 import harken
 
@@ -42,6 +44,7 @@ WRONG: list[tuple[Exporter, type[Exception], str]] = [
     (zeros(lanes=4), TypeError, "NAME has elements of DLPack's type 2 with 32 bits in 4 lanes, which NumPy has not"),
     (zeros(code=17, bits=4), TypeError,
      "NAME has elements of DLPack's type 17 with 4 bits in 1 lanes, which NumPy has not"),
+    (zeros(data=None), TypeError, "NAME has sizes and no memory"),
     (zeros(axes=65), ValueError, "NAME has 65 axes: wanted at most 64"),
     (zeros(major=2), BufferError, "NAME comes by version 2.0 of DLPack: wanted 1.x"),
     (NoCapsule(np.ones(3)), TypeError,
@@ -85,35 +88,58 @@ def test_what_is_no_fault_of_the_array_passes(error: BaseException) -> None:
     assert caught.value is error
 
 
-def test_bfloat16_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_ml_dtypes() -> str:
     x = Exporter(np.zeros((3, 4), ml_dtypes.bfloat16))
-    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
-    with pytest.raises(ImportError, match=r"^q is bfloat16, .*: pip install ml_dtypes$"):
+    sys.modules["ml_dtypes"] = None  # type: ignore[assignment]
+    with pytest.raises(ImportError) as caught:
         harken.attention(x, x, x)
+    return str(caught.value)
+
+
+def test_bfloat16_needs_its_package() -> None:
+    text = "q is bfloat16, which NumPy knows through ml_dtypes only: pip install ml_dtypes"
+    assert in_child(without_ml_dtypes) == text
+
+
+def test_table_that_fails() -> None:
+    x, broken = Quick(np.ones((3, 4))), Quick(np.ones((3, 4)))
+    broken.fails = True  # the capsule does not
+    assert isinstance(harken.attention(broken, x, x), Quick)
+    for name, value in (("requires_grad", True), ("is_neg", lambda: True)):
+        wrong = Quick(np.ones((3, 4)))
+        setattr(wrong, name, value)
+        with pytest.raises(TypeError, match=r"^q (requires a gradient|negates what lies in memory)"):
+            harken.attention(wrong, x, x)
+        assert wrong.exported == 0
+    for refused in ({"device": 2}, {"lanes": 2}, {"axes": 65}, {"data": None}):
+        with pytest.raises((RuntimeError, TypeError, ValueError), match=r"^q "):
+            harken.attention(wrong := Quick(np.ones((3, 4)), **refused), x, x)
+        assert wrong.released == wrong.exported == 1
 
 
 def test_tensors_that_are_more_than_numbers() -> None:
     torch = pytest.importorskip("torch")
     x = torch.ones(3, 4)
     conjugate = torch.full((3, 4), 1 + 2j).conj()
-    for q, error, text in (
-        (
-            x.clone().requires_grad_(),
-            TypeError,
-            "q requires a gradient, which harken does not compute: give q.detach()",
-        ),
-        (conjugate.imag, TypeError, "q negates what lies in memory: give q.resolve_neg()"),
-        (conjugate, TypeError, "q is a torch.Tensor that cannot be read where it lies: "),
-        (x.to_sparse(), TypeError, "q is a torch.Tensor that cannot be read where it lies: "),
-        (x.to("meta"), TypeError, "q is a torch.Tensor that cannot be read where it lies: Cannot pack tensors on meta"),
+    unreadable = "q is a torch.Tensor that cannot be read where it lies: "
+    gradient = "q requires a gradient, which harken does not compute: give q.detach()"
+    for q, text in (
+        (x.clone().requires_grad_(), gradient),
+        (torch.nn.Parameter(x.clone()), gradient),
+        (conjugate.imag, "q negates what lies in memory: give q.resolve_neg()"),
+        (conjugate, "q is "),
+        (x.to_sparse(), unreadable),
+        (x.to("meta"), unreadable + "Cannot pack tensors on meta"),
+        (torch._efficientzerotensor(3, 4), "q has sizes and no memory"),
     ):
         for function in (harken.attention, harken.reference, harken.explain):
-            with pytest.raises(error) as caught:
+            with pytest.raises(TypeError) as caught:
                 function(q, x, x)
             assert str(caught.value).startswith(text)
-    out = torch.zeros(3, 4).requires_grad_()
     with pytest.raises(TypeError, match=r"^out requires a gradient"):
-        harken.attention(x, x, x, out=out)
+        harken.attention(x, x, x, out=torch.zeros(3, 4).requires_grad_())
+    with pytest.raises(TypeError, match=f"^{unreadable}"):
+        torch.func.vmap(harken.attention)(*[torch.ones(2, 3, 4)] * 3)
     assert harken.attention(x.clone().requires_grad_().detach(), x, x).sum() == 12
 
 

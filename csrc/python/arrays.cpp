@@ -2,7 +2,7 @@
 #include "arrays.hpp"
 
 #include "../plan.hpp"
-#include "dlpack.hpp"
+#include "foreign.hpp"
 
 namespace harken {
 namespace {

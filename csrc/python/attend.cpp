@@ -1,7 +1,7 @@
 // attend.cpp - harken.attention: read the arguments, let the backend answer, hand out the results.
 #include "../backend.hpp"
 #include "../parallel.hpp"
-#include "dlpack.hpp"
+#include "foreign.hpp"
 #include "request.hpp"
 
 namespace harken {

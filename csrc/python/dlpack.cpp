@@ -1,6 +1,7 @@
 // dlpack.cpp - memory as DLPack describes it and as NumPy does: where it is, of what type, sizes and strides, whose.
 #include "dlpack.hpp"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "errors.hpp"
@@ -8,34 +9,7 @@
 namespace harken {
 namespace {
 
-// As dlpack.h of DLPack 1 has them.
-struct Element {
-  uint8_t code, bits;
-  uint16_t lanes;
-};
-
-struct Tensor {
-  char* data;
-  int32_t device, device_number;
-  int32_t axes;
-  Element element;
-  const int64_t *sizes, *strides;  // in elements; no strides: C order
-  uint64_t byte_offset;
-};
-
-struct Managed {  // in a capsule named "dltensor"
-  Tensor tensor;
-  void* context;
-  void (*release)(Managed*);
-};
-
-struct Versioned {  // in a capsule named "dltensor_versioned"
-  uint32_t major, minor;
-  void* context;
-  void (*release)(Versioned*);
-  uint64_t flags;  // bit 0: not to be written to
-  Tensor tensor;
-};
+using namespace dlpack;
 
 constexpr int most_axes = 64;  // as in NumPy
 
@@ -48,32 +22,46 @@ constexpr struct {
     {1, 32, NPY_UINT32}, {1, 64, NPY_UINT64}, {5, 64, NPY_CFLOAT}, {5, 128, NPY_CDOUBLE},
 };
 
-constexpr struct {
+struct {
   uint8_t code, bits;
-  const char* name;  // in ml_dtypes
-} extensions[] = {{4, 16, "bfloat16"}, {10, 8, "float8_e4m3fn"}, {12, 8, "float8_e5m2"}};
+  const char* name;      // in ml_dtypes
+  PyArray_Descr* descr;  // as soon as one was seen
+} extensions[] = {{4, 16, "bfloat16", nullptr}, {10, 8, "float8_e4m3fn", nullptr}, {12, 8, "float8_e5m2", nullptr}};
+
+PyArray_Descr* of_ml_dtypes(const char* type, const char* name) {
+  PyObject* module = PyImport_ImportModule("ml_dtypes");
+  if (module == nullptr) {
+    PyErr_Clear();
+    refuse(PyExc_ImportError, "%s is %s, which NumPy knows through ml_dtypes only: pip install ml_dtypes", name, type);
+  }
+  const py::object scalar = py::reinterpret_steal<py::object>(module).attr(type);
+  PyArray_Descr* descr = nullptr;
+  if (PyArray_DescrConverter(scalar.ptr(), &descr) == NPY_FAIL) throw py::error_already_set();
+  return descr;
+}
 
 PyArray_Descr* descr_of(const Element& element, const char* name) {
-  if (element.lanes == 1) {
-    for (const auto& type : types) {
-      if (type.code == element.code && type.bits == element.bits) return PyArray_DescrFromType(type.type);
-    }
-    for (const auto& type : extensions) {
-      if (type.code != element.code || type.bits != element.bits) continue;
-      PyObject* module = PyImport_ImportModule("ml_dtypes");
-      if (module == nullptr) {
-        PyErr_Clear();
-        refuse(PyExc_ImportError, "%s is %s, which NumPy knows through ml_dtypes only: pip install ml_dtypes", name,
-               type.name);
-      }
-      const py::object scalar = py::reinterpret_steal<py::object>(module).attr(type.name);
-      PyArray_Descr* descr = nullptr;
-      if (PyArray_DescrConverter(scalar.ptr(), &descr) == NPY_FAIL) throw py::error_already_set();
-      return descr;
-    }
+  for (const auto& type : types) {
+    if (type.code != element.code || type.bits != element.bits || element.lanes != 1) continue;
+    return PyArray_DescrFromType(type.type);
+  }
+  for (auto& type : extensions) {
+    if (type.code != element.code || type.bits != element.bits || element.lanes != 1) continue;
+    if (type.descr == nullptr) type.descr = of_ml_dtypes(type.name, name);
+    Py_INCREF(type.descr);
+    return type.descr;
   }
   refuse(PyExc_TypeError, "%s has elements of DLPack's type %d with %d bits in %d lanes, which NumPy has not", name,
          element.code, element.bits, element.lanes);
+}
+
+// The type of a result, which is one of the storage types.
+Element element_of(PyArrayObject* array) {
+  const uint8_t bits = uint8_t(8 * PyArray_ITEMSIZE(array));
+  for (const auto& type : types) {
+    if (type.type == PyArray_TYPE(array)) return {type.code, bits, 1};
+  }
+  return {extensions[0].code, bits, 1};
 }
 
 void check_device(const Tensor& tensor, const char* name) {
@@ -93,7 +81,28 @@ void check_device(const Tensor& tensor, const char* name) {
          device.ptr(), tensor.device_number);
 }
 
-py::object view(const Tensor& tensor, bool writeable, py::object owner, const char* name) {
+template <class T>
+T* inside(const py::object& capsule, const char* name) {
+  return static_cast<T*>(must(PyCapsule_GetPointer(capsule.ptr(), name)));
+}
+
+struct Lent : Versioned {
+  PyArrayObject* array;
+  int64_t sizes_and_strides[];
+};
+
+void release(Versioned* tensor) {  // on any thread, at any time
+  if (Py_IsInitialized()) {
+    const PyGILState_STATE state = PyGILState_Ensure();
+    Py_DECREF(static_cast<Lent*>(tensor)->array);
+    PyGILState_Release(state);
+  }
+  free(tensor);
+}
+
+}  // namespace
+
+py::object view_tensor(const Tensor& tensor, bool writeable, py::object owner, const char* name) {
   check_device(tensor, name);
   if (tensor.axes < 0 || tensor.axes > most_axes) {
     refuse(PyExc_ValueError, "%s has %d axes: wanted at most %d", name, tensor.axes, most_axes);
@@ -107,6 +116,7 @@ py::object view(const Tensor& tensor, bool writeable, py::object owner, const ch
     step *= sizes[axis];
     empty |= sizes[axis] == 0;
   }
+  if (tensor.data == nullptr && !empty) refuse(PyExc_TypeError, "%s has sizes and no memory", name);
   static char nothing;  // an empty tensor has no memory, and NumPy would find some for it
   char* data = empty ? &nothing : tensor.data + tensor.byte_offset;
   const int flags = writeable ? NPY_ARRAY_WRITEABLE : 0;
@@ -118,27 +128,6 @@ py::object view(const Tensor& tensor, bool writeable, py::object owner, const ch
   return result;
 }
 
-template <class T>
-T* inside(const py::object& capsule, const char* name) {
-  return static_cast<T*>(must(PyCapsule_GetPointer(capsule.ptr(), name)));
-}
-
-py::object foreign() { return py::module_::import("harken.foreign"); }
-
-}  // namespace
-
-bool is_foreign(PyObject* object) {
-  static PyObject* const name = PyUnicode_InternFromString("__dlpack__");
-  return !PyArray_Check(object) && !PyList_Check(object) && !PyTuple_Check(object) && !PyFloat_Check(object) &&
-         PyObject_HasAttr(reinterpret_cast<PyObject*>(Py_TYPE(object)), name) == 1;
-}
-
-py::object view_foreign(PyObject* object, const char* name) { return foreign().attr("view")(name, py::handle(object)); }
-
-py::object give_foreign(PyObject* like, PyArrayObject* array) {
-  return foreign().attr("give")(py::handle(like), py::handle(reinterpret_cast<PyObject*>(array)));
-}
-
 // The capsule stays as it was made, so that its own destructor gives the memory back when the array is gone.
 py::object view_capsule(const py::object& capsule, const std::string& name) {
   if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
@@ -147,10 +136,10 @@ py::object view_capsule(const py::object& capsule, const std::string& name) {
       refuse(PyExc_BufferError, "%s comes by version %u.%u of DLPack: wanted 1.x", name.c_str(), versioned->major,
              versioned->minor);
     }
-    return view(versioned->tensor, (versioned->flags & 1) == 0, capsule, name.c_str());
+    return view_tensor(versioned->tensor, (versioned->flags & 1) == 0, capsule, name.c_str());
   }
   // Before version 1 nothing said what may be written to, and nothing said that it came from an immutable array.
-  return view(inside<Managed>(capsule, "dltensor")->tensor, false, capsule, name.c_str());
+  return view_tensor(inside<Managed>(capsule, "dltensor")->tensor, false, capsule, name.c_str());
 }
 
 // NumPy writes capsules for its own types only: of others it sees the bits, and what they mean is entered afterwards.
@@ -163,6 +152,26 @@ py::object make_capsule(const py::object& array) {
     return capsule;
   }
   return array.attr("__dlpack__")();
+}
+
+Versioned* lend(PyArrayObject* array) {
+  const int axes = PyArray_NDIM(array);
+  auto* lent = static_cast<Lent*>(malloc(sizeof(Lent) + 2 * axes * sizeof(int64_t)));
+  if (lent == nullptr) return nullptr;
+  int64_t *sizes = lent->sizes_and_strides, *strides = sizes + axes;
+  for (int axis = 0; axis < axes; ++axis) {
+    sizes[axis] = PyArray_DIM(array, axis);
+    strides[axis] = PyArray_STRIDE(array, axis) / PyArray_ITEMSIZE(array);
+  }
+  Py_INCREF(array);
+  lent->major = 1;
+  lent->minor = 0;
+  lent->context = nullptr;
+  lent->release = release;
+  lent->flags = 0;
+  lent->tensor = {PyArray_BYTES(array), 1, 0, axes, element_of(array), sizes, strides, 0};
+  lent->array = array;
+  return lent;
 }
 
 }  // namespace harken

@@ -1,4 +1,4 @@
-// dlpack.hpp - arrays of other libraries, read where they lie and answered in kind, by way of DLPack.
+// dlpack.hpp - memory as DLPack describes it and as NumPy does: where it is, of what type, sizes and strides, whose.
 #pragma once
 
 #include <string>
@@ -6,18 +6,47 @@
 #include "numpy.hpp"
 
 namespace harken {
+namespace dlpack {
 
-// Is it an array of another library?
-bool is_foreign(PyObject* object);
+// As dlpack.h of DLPack 1 has them.
+struct Element {
+  uint8_t code, bits;
+  uint16_t lanes;
+};
 
-// A NumPy array over the memory of an array of another library, which it keeps alive. `name` is the argument's.
-py::object view_foreign(PyObject* object, const char* name);
+struct Tensor {
+  char* data;
+  int32_t device, device_number;
+  int32_t axes;
+  Element element;
+  const int64_t *sizes, *strides;  // in elements; no strides: C order
+  uint64_t byte_offset;
+};
 
-// The array as one of the library that `like` is of.
-py::object give_foreign(PyObject* like, PyArrayObject* array);
+struct Managed {  // in a capsule named "dltensor"
+  Tensor tensor;
+  void* context;
+  void (*release)(Managed*);
+};
 
-// The two ends of harken.foreign, which knows the objects: a capsule as a NumPy array, and a NumPy array as a capsule.
+struct Versioned {  // in a capsule named "dltensor_versioned"
+  uint32_t major, minor;
+  void* context;
+  void (*release)(Versioned*);
+  uint64_t flags;  // bit 0: not to be written to
+  Tensor tensor;
+};
+
+}  // namespace dlpack
+
+// A NumPy array over the memory of a tensor, which `owner` keeps alive. `name` is the argument's.
+py::object view_tensor(const dlpack::Tensor& tensor, bool writeable, py::object owner, const char* name);
+
+// The same of a capsule, which is its own owner; and a capsule over the memory of an array.
 py::object view_capsule(const py::object& capsule, const std::string& name);
 py::object make_capsule(const py::object& array);
+
+// A tensor over the memory of an array, which it keeps alive until it is released. nullptr: no memory for it.
+dlpack::Versioned* lend(PyArrayObject* array);
 
 }  // namespace harken

@@ -1,6 +1,6 @@
 // operands.cpp - q, k and v: their types agree, their sizes fit, their leading axes broadcast.
 #include "arrays.hpp"
-#include "dlpack.hpp"
+#include "foreign.hpp"
 
 namespace harken {
 namespace {

@@ -1,6 +1,6 @@
 // results.cpp - the arrays that a call fills: out, lse and weights, new or given.
 #include "arrays.hpp"
-#include "dlpack.hpp"
+#include "foreign.hpp"
 
 namespace harken {
 namespace {

@@ -1,7 +1,8 @@
 """Arrays of other libraries: read where they lie and answered in kind, by way of DLPack.
 
 An object whose type has `__dlpack__` says where its numbers are, and a library with `from_dlpack` makes an array of its
-own from such a saying. That is all that is known here of any library, and neither way is a number copied.
+own from such a saying. That is all that is known here of any library, and neither way is a number copied. (Classes that
+also have `__dlpack_c_exchange_api__`, such as PyTorch's, meet `attention` in foreign.cpp without a call of Python.)
 """
 
 from __future__ import annotations

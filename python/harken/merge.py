@@ -70,12 +70,13 @@ def merge(parts: Iterable[tuple[ArrayLike, ArrayLike]], *, head_axis: int = -3) 
     with np.errstate(all="ignore"):
         for n, part in enumerate(parts):
             out, lse = _pair(n, part)
+            given = out.shape
             if head_axis == -2 and out.ndim > 2:
                 out = out.swapaxes(-3, -2)
             if out.ndim < 2 or out.shape[:-1] != lse.shape:
                 raise ValueError(
-                    f"parts[{n}] has out {tuple(np.shape(part[0]))} and lse {lse.shape}: lse must be (..., H, L) where "
-                    + ("out is (..., H, L, D)" if head_axis == -3 else "out is (..., L, H, D)")
+                    f"parts[{n}] has out {given} and lse {lse.shape}: lse must be (..., H, L) where out is "
+                    + ("(..., H, L, D)" if head_axis == -3 else "(..., L, H, D)")
                 )
             if rows is None:
                 like = part[0]
