@@ -37,10 +37,13 @@ const Exchange* exchange_of(PyTypeObject* type) {
 bool plain(PyObject* object) {
   static PyObject* const gradient = PyUnicode_InternFromString("requires_grad");
   static PyObject* const negated = PyUnicode_InternFromString("is_neg");
-  const py::object grows = py::reinterpret_steal<py::object>(PyObject_GetAttr(object, gradient));
-  const py::object turns = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object, negated));
+  const auto asks_gradient = py::reinterpret_steal<py::object>(PyObject_GetAttr(object, gradient));
+  py::object is_negated;
+  if (asks_gradient.ptr() == Py_False) {
+    is_negated = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object, negated));
+  }
   PyErr_Clear();
-  return grows.ptr() == Py_False && turns.ptr() == Py_False;
+  return is_negated.ptr() == Py_False;
 }
 
 void release(PyObject* capsule) {
