@@ -40,10 +40,13 @@ Outcome compute(Request& request) {
   return outcome;
 }
 
-// A result as an array of q's library.
-PyObject* in_kind(Request& request, PyArrayObject* array) {
-  if (array == nullptr || !request.foreign) return reinterpret_cast<PyObject*>(array);
-  return reinterpret_cast<PyObject*>(request.keep(give_foreign(request[argument::q], array).release().ptr()));
+// The results as arrays of q's library. A given out stays as it is.
+[[gnu::cold]] void answer_in_kind(Request& request, PyObject*& out, PyObject*& lse, PyObject*& weights) {
+  for (PyObject** result : {&out, &lse, &weights}) {
+    if (*result == nullptr || *result == request[argument::out]) continue;
+    py::object given = give_foreign(request[argument::q], reinterpret_cast<PyArrayObject*>(*result));
+    *result = reinterpret_cast<PyObject*>(request.keep(given.release().ptr()));
+  }
 }
 
 }  // namespace
@@ -68,9 +71,10 @@ PyObject* attend(PyObject* const* values) {
   if (outcome == Outcome::interrupted) return nullptr;  // the signal handler has raised
   if (request.aside != nullptr && PyArray_CopyInto(request.result, request.aside) != 0) return nullptr;
 
-  PyObject* out = request.given(argument::out) ? request[argument::out] : in_kind(request, request.result);
-  PyObject* lse = in_kind(request, request.lse);
-  PyObject* weights = in_kind(request, request.weights);
+  PyObject* lse = reinterpret_cast<PyObject*>(request.lse);
+  PyObject* weights = reinterpret_cast<PyObject*>(request.weights);
+  PyObject* out = request.given(argument::out) ? request[argument::out] : reinterpret_cast<PyObject*>(request.result);
+  if (request.foreign) answer_in_kind(request, out, lse, weights);
   if (lse != nullptr && weights != nullptr) return PyTuple_Pack(3, out, lse, weights);
   if (lse != nullptr) return PyTuple_Pack(2, out, lse);
   if (weights != nullptr) return PyTuple_Pack(2, out, weights);

@@ -56,9 +56,10 @@ py::object function(const char* name) { return py::module_::import("harken.forei
 }  // namespace
 
 bool is_foreign(PyObject* object) {
+  if (PyArray_Check(object) || PyArray_IsAnyScalar(object) || PyList_Check(object) || PyTuple_Check(object))
+    return false;
   static PyObject* const name = PyUnicode_InternFromString("__dlpack__");
-  return !PyArray_Check(object) && !PyList_Check(object) && !PyTuple_Check(object) && !PyFloat_Check(object) &&
-         PyObject_HasAttr(reinterpret_cast<PyObject*>(Py_TYPE(object)), name) == 1;
+  return PyObject_HasAttr(reinterpret_cast<PyObject*>(Py_TYPE(object)), name) == 1;
 }
 
 // A (1, 1, 1, 8) float32 tensor of PyTorch 2.13: by its table of functions 360 ns, through Python 2300 ns.

@@ -42,7 +42,7 @@ void lay(const Request& request, const Places& places, const npy_intp* strides, 
 }
 
 // A new array that begins with a cache line: of one that does not, JAX would make a copy.
-PyObject* aligned(Shape& shape, PyArray_Descr* steals_descr, bool zero) {
+[[gnu::cold]] PyObject* aligned(Shape& shape, PyArray_Descr* steals_descr, bool zero) {
   constexpr npy_intp line = 64;
   npy_intp bytes = PyDataType_ELSIZE(steals_descr);
   for (int axis = 0; axis < shape.axes; ++axis) bytes *= shape.sizes[axis];
@@ -132,7 +132,7 @@ bool overlaps_itself(PyArrayObject* array) {
 
 PyArrayObject* check_out(Request& request, const Shape& shape, int type_number) {
   PyObject* given = request[argument::out];
-  if (is_foreign(given)) {
+  if (!PyArray_Check(given) && is_foreign(given)) {
     given = reinterpret_cast<PyObject*>(request.keep(view_foreign(given, "out").release().ptr()));
   }
   if (!PyArray_Check(given)) {
