@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
 from typing import Any
 
+import libraries
 import numpy as np
 import pytest
 from compare import DTYPES, forced
@@ -25,6 +27,21 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 def dtype(request: pytest.FixtureRequest) -> np.dtype[Any]:
     """One of the four storage types."""
     return DTYPES[request.param]
+
+
+@pytest.fixture(
+    params=[libraries.quick, libraries.strict, libraries.torch, libraries.jax], ids=lambda make: make.__name__
+)
+def library(request: pytest.FixtureRequest) -> Iterator[libraries.Library]:
+    """Each library of arrays that is installed, with all of its types."""
+    made: libraries.Library = request.param()
+    if made.name != "jax":
+        yield made
+        return
+    config = importlib.import_module("jax").config
+    config.update("jax_enable_x64", True)
+    yield made
+    config.update("jax_enable_x64", False)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 #include "arrays.hpp"
 
 #include "../plan.hpp"
+#include "foreign.hpp"
 
 namespace harken {
 namespace {
@@ -12,11 +13,15 @@ bool is_instance(PyObject* object, const char* module, const char* type) {
   return py::isinstance(object, py::module_::import(module).attr(type));
 }
 
-// np.asarray, with the argument's name on what goes wrong.
+// np.asarray, with the argument's name on what goes wrong. Arrays of other libraries are read where they lie.
 PyArrayObject* array_of(Request& request, Argument argument) {
   PyObject* given = request[argument];
   if (PyArray_Check(given)) refuse_subclass(argument, given);
   if (given == Py_None) refuse(PyExc_TypeError, "%s is None: wanted an array", name_of(argument));
+  if (is_foreign(given)) {
+    if (argument == argument::q) request.foreign = true;
+    return request.array[argument] = request.keep(view_foreign(given, name_of(argument)).release().ptr());
+  }
   PyObject* array = PyArray_FromAny(given, nullptr, 0, 0, NPY_ARRAY_ENSUREARRAY, nullptr);
   if (array == nullptr) {
     if (!PyErr_ExceptionMatches(PyExc_ValueError) && !PyErr_ExceptionMatches(PyExc_TypeError)) must(array);
@@ -68,8 +73,10 @@ PyArrayObject* convert_floating(Request& request, Argument argument, Type* type)
     refuse(PyExc_TypeError, "bias is bool: numbers are added to the scores; give mask= for who may look");
   }
   if (!PyTypeNum_ISINTEGER(number) && number != NPY_BOOL) {
-    refuse(PyExc_TypeError, "%s is %S: wanted float64, float32, float16 or bfloat16, for example %s.astype(np.float32)",
-           name_of(argument), dtype_of(array), name_of(argument));
+    const bool own = !is_foreign(request[argument]);  // and has no other way to say it
+    refuse(PyExc_TypeError, "%s is %S: wanted float64, float32, float16 or bfloat16%s%s%s", name_of(argument),
+           dtype_of(array), own ? ", for example " : "", own ? name_of(argument) : "",
+           own ? ".astype(np.float32)" : "");
   }
   *type = Type::f64;
   return cast(request, argument, array, PyArray_DescrFromType(NPY_DOUBLE), 0);

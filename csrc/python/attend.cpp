@@ -1,6 +1,7 @@
 // attend.cpp - harken.attention: read the arguments, let the backend answer, hand out the results.
 #include "../backend.hpp"
 #include "../parallel.hpp"
+#include "foreign.hpp"
 #include "request.hpp"
 
 namespace harken {
@@ -30,6 +31,19 @@ Unlocked::Unlocked(double flops) : outer_(handles_signals) {
 
 Unlocked::~Unlocked() { handles_signals = outer_; }
 
+namespace {
+
+// The results as arrays of q's library. A given out stays as it is.
+[[gnu::cold]] void answer_in_kind(Request& request, PyObject*& out, PyObject*& lse, PyObject*& weights) {
+  for (PyObject** result : {&out, &lse, &weights}) {
+    if (*result == nullptr || *result == request[argument::out]) continue;
+    py::object given = give_foreign(request[argument::q], reinterpret_cast<PyArrayObject*>(*result));
+    *result = reinterpret_cast<PyObject*>(request.keep(given.release().ptr()));
+  }
+}
+
+}  // namespace
+
 bool signalled() {
   if (!handles_signals) return false;
   const PyGILState_STATE state = PyGILState_Ensure();
@@ -55,18 +69,19 @@ Outcome compute(Request& request) {
   return answer(backend, request.problem, plan);
 }
 
-PyObject* hand_out(const Request& request, Outcome outcome) {
+PyObject* hand_out(Request& request, Outcome outcome) {
   if (outcome == Outcome::out_of_memory) return PyErr_NoMemory();
   if (outcome == Outcome::interrupted) return nullptr;  // the signal handler has raised
   if (request.aside != nullptr && PyArray_CopyInto(request.result, request.aside) != 0) return nullptr;
 
-  auto* result = reinterpret_cast<PyObject*>(request.result);
-  auto* lse = reinterpret_cast<PyObject*>(request.lse);
-  auto* weights = reinterpret_cast<PyObject*>(request.weights);
-  if (lse != nullptr && weights != nullptr) return PyTuple_Pack(3, result, lse, weights);
-  if (lse != nullptr) return PyTuple_Pack(2, result, lse);
-  if (weights != nullptr) return PyTuple_Pack(2, result, weights);
-  return Py_NewRef(result);
+  PyObject* lse = reinterpret_cast<PyObject*>(request.lse);
+  PyObject* weights = reinterpret_cast<PyObject*>(request.weights);
+  PyObject* out = request.given(argument::out) ? request[argument::out] : reinterpret_cast<PyObject*>(request.result);
+  if (request.foreign) answer_in_kind(request, out, lse, weights);
+  if (lse != nullptr && weights != nullptr) return PyTuple_Pack(3, out, lse, weights);
+  if (lse != nullptr) return PyTuple_Pack(2, out, lse);
+  if (weights != nullptr) return PyTuple_Pack(2, out, weights);
+  return Py_NewRef(out);
 }
 
 }  // namespace harken

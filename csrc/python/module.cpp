@@ -2,6 +2,7 @@
 #define HARKEN_IMPORTS_NUMPY
 #include "../parallel.hpp"
 #include "backends.hpp"
+#include "dlpack.hpp"
 #include "ragged.hpp"
 #include "request.hpp"
 
@@ -43,6 +44,8 @@ PYBIND11_MODULE(_harken_core, module) {
   module.def("get_backend", [] { return chosen().name; }, "The name of the backend that computes.");
   module.def("set_num_threads", choose_threads, py::arg("count"), "Use this many threads; None: the default.");
   module.def("get_num_threads", get_threads, "How many threads a call uses that names no number.");
+  module.def("_view", view_capsule, py::arg("capsule"), py::arg("name"), "The memory of a DLPack capsule as an array.");
+  module.def("_capsule", make_capsule, py::arg("array"), "The memory of an array as a DLPack capsule.");
   module.def("_set_form", choose_form, py::arg("name"), "Compute in this form wherever it is able; None: the fastest.");
   module.def("_info", build_facts, "What was built, found and chosen.");
 }

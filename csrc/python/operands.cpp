@@ -1,5 +1,6 @@
 // operands.cpp - q, k and v: their types agree, their sizes fit, their leading axes broadcast.
 #include "arrays.hpp"
+#include "foreign.hpp"
 
 namespace harken {
 namespace {
@@ -20,10 +21,14 @@ const char* article(Type type) { return type == Type::bf16 ? "ml_dtypes." : "np.
 void agree(const Request& request, Argument one, Type its, Argument other, Type others) {
   if ((its == Type::f64) == (others == Type::f64)) return;
   const char* name = name_of(other);
-  const bool method = PyArray_Check(request[other]);
-  refuse(PyExc_TypeError, "%s is %s, %s is %s: give both the same dtype, for example %s%s%s%s%s)", name_of(one),
-         name_of(its), name, name_of(others), method ? name : "np.asarray(", method ? ".astype(" : name,
-         method ? "" : ", ", article(its), name_of(its));
+  py::str example("");  // how to mend it, for what is or becomes an ndarray
+  if (PyArray_Check(request[other])) {
+    example = py::str(", for example {}.astype({}{})").format(name, article(its), name_of(its));
+  } else if (!is_foreign(request[other])) {
+    example = py::str(", for example np.asarray({}, {}{})").format(name, article(its), name_of(its));
+  }
+  refuse(PyExc_TypeError, "%s is %s, %s is %s: give both the same dtype%U", name_of(one), name_of(its), name,
+         name_of(others), example.ptr());
 }
 
 int read_head_axis(PyObject* given) {

@@ -49,7 +49,7 @@ Outcome compute(Request& request, const Ragged& ragged, int64_t pairs) {
   return answer(backend, request.problem, ragged, request.threads);
 }
 
-py::object result(const Request& request, Outcome outcome) {
+py::object result(Request& request, Outcome outcome) {
   PyObject* made = hand_out(request, outcome);
   if (made == nullptr) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(made);

@@ -40,6 +40,7 @@ struct Request {
   int threads;                           // 0: the default
   int64_t q_start, q_length, kv_length;  // where the views point if an int was given
 
+  bool foreign = false;             // q is an array of another library, and so will the results be
   uint32_t converted = 0;           // bit a: argument a is computed from a converted copy
   PyArrayObject* result = nullptr;  // what is returned as out
   PyArrayObject* aside = nullptr;   // where out is computed first when it cannot be written in place
@@ -48,7 +49,7 @@ struct Request {
 
  private:
   int kept_count = 0;
-  PyObject* kept[2 * arguments];  // fourteen arguments in at most three steps; result, aside, lse, weights
+  PyObject* kept[2 * arguments];  // fourteen arguments in at most three steps; out, aside, lse, weights, in two forms
 };
 
 // While it lives the lock is free, if so many operations are worth that, and Ctrl-C ends the work.
@@ -68,7 +69,7 @@ void read_options(Request& request);                          // everything else
 void make_results(Request& request);                          // out, lse, weights
 void merge_axes(Problem& problem);                            // leading axes that all strides step through as one
 Outcome compute(Request& request);                            // the Problem, by the chosen backend
-PyObject* hand_out(const Request& request, Outcome outcome);  // out, or a tuple: out, lse, weights; nullptr: raised
+PyObject* hand_out(Request& request, Outcome outcome);  // out, or a tuple: out, lse, weights; nullptr: raised
 
 // Right-aligned broadcasting by NumPy's rule to (leading axes..., sizes[0], ..., sizes[count - 1]). Strides of the last
 // go to strides[]. `meaning` says in words what the last are.

@@ -1,5 +1,6 @@
 // results.cpp - the arrays that a call fills: out, lse and weights, new or given.
 #include "arrays.hpp"
+#include "foreign.hpp"
 
 namespace harken {
 namespace {
@@ -40,6 +41,29 @@ void lay(const Request& request, const Places& places, const npy_intp* strides, 
   view.col = places.col < 0 ? 0 : strides[leading + places.col];
 }
 
+// A new array that begins with a cache line: of one that does not, JAX would make a copy.
+[[gnu::cold]] PyObject* aligned(Shape& shape, PyArray_Descr* steals_descr, bool zero) {
+  constexpr npy_intp line = 64;
+  npy_intp bytes = PyDataType_ELSIZE(steals_descr);
+  for (int axis = 0; axis < shape.axes; ++axis) bytes *= shape.sizes[axis];
+  bytes += line;
+  PyObject* memory = zero ? PyArray_ZEROS(1, &bytes, NPY_UINT8, 0) : PyArray_EMPTY(1, &bytes, NPY_UINT8, 0);
+  if (memory == nullptr) {
+    Py_DECREF(steals_descr);
+    return nullptr;
+  }
+  char* begin = PyArray_BYTES(reinterpret_cast<PyArrayObject*>(memory));
+  begin += -reinterpret_cast<uintptr_t>(begin) % line;
+  PyObject* array = PyArray_NewFromDescr(&PyArray_Type, steals_descr, shape.axes, shape.sizes, nullptr, begin,
+                                         NPY_ARRAY_WRITEABLE, nullptr);
+  if (array == nullptr) {
+    Py_DECREF(memory);
+    return nullptr;
+  }
+  PyArray_SetBaseObject(reinterpret_cast<PyArrayObject*>(array), memory);
+  return array;
+}
+
 // A new array in C order. One that is only described has a place but no memory.
 PyArrayObject* make(Request& request, const Places& places, Shape& shape, int type_number, bool zero, View& view) {
   PyArray_Descr* descr = PyArray_DescrFromType(type_number);
@@ -55,8 +79,9 @@ PyArrayObject* make(Request& request, const Places& places, Shape& shape, int ty
     return nullptr;
   }
   PyObject* array =
-      zero ? PyArray_Zeros(shape.axes, shape.sizes, descr, 0)
-           : PyArray_NewFromDescr(&PyArray_Type, descr, shape.axes, shape.sizes, nullptr, nullptr, 0, nullptr);
+      request.foreign ? aligned(shape, descr, zero)
+      : zero ? PyArray_Zeros(shape.axes, shape.sizes, descr, 0)
+             : PyArray_NewFromDescr(&PyArray_Type, descr, shape.axes, shape.sizes, nullptr, nullptr, 0, nullptr);
   PyArrayObject* made = request.keep(must(array));
   lay(request, places, PyArray_STRIDES(made), view);
   view.data = PyArray_BYTES(made);
@@ -105,8 +130,11 @@ bool overlaps_itself(PyArrayObject* array) {
   }
 }
 
-PyArrayObject* check_out(const Request& request, const Shape& shape, int type_number) {
+PyArrayObject* check_out(Request& request, const Shape& shape, int type_number) {
   PyObject* given = request[argument::out];
+  if (!PyArray_Check(given) && is_foreign(given)) {
+    given = reinterpret_cast<PyObject*>(request.keep(view_foreign(given, "out").release().ptr()));
+  }
   if (!PyArray_Check(given)) {
     refuse(PyExc_TypeError, "out is %s: wanted a NumPy array that the result is written to", Py_TYPE(given)->tp_name);
   }

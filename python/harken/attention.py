@@ -137,7 +137,8 @@ def attention(
     q : array_like, (..., Hq, Lq, D)
         Queries. float64, float32, float16 or `ml_dtypes.bfloat16`. Lists and integers become float64. 2-D arrays are
         one head, 3-D arrays are (H, L, D), and any further leading axes broadcast between q, k and v by NumPy's rule.
-        Strides of any kind are read in place, without a copy.
+        Strides of any kind are read in place, without a copy. So are, here and everywhere below, the arrays of other
+        libraries that export DLPack: PyTorch, JAX and more, on the CPU.
     k : array_like, (..., Hkv, Lk, D)
         Keys. Hq is a multiple of Hkv: query head h reads key head h // (Hq // Hkv). Beside a float64 q, float64; else
         float32, float16, bfloat16 or, with `k_scale`, int8, whatever q is, and v may be another of these.
@@ -183,7 +184,7 @@ def attention(
         Also return the log-sum-exp of each row, which is what `harken.merge` needs.
     return_weights : bool
         Also return the weights p_ij.
-    out : ndarray, optional
+    out : ndarray, or an array of another library, optional
         Where the result goes: a writeable array of the shape and dtype of the result, of any strides. It may overlap
         the inputs.
     threads : int, optional
@@ -194,7 +195,8 @@ def attention(
     Returns
     -------
     out : ndarray, (..., Hq, Lq, Dv), or (..., Lq, Hq, Dv) with `head_axis=-2`
-        In the dtype of q. A query that sees no key gives 0.
+        In the dtype of q, and of q's library where that is not NumPy: then so are lse and weights. A query that sees
+        no key gives 0.
     lse : ndarray, (..., Hq, Lq), only with `return_lse`
         float64 for float64 input, else float32. -inf where no key is seen and no sink is given.
     weights : ndarray, (..., Hq, Lq, Lk), only with `return_weights`

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from harken.foreign import give, is_foreign, view
+
 Array = NDArray[Any]
 
 
@@ -28,15 +30,16 @@ def merge(parts: Iterable[tuple[ArrayLike, ArrayLike]], *, head_axis: int = -3) 
     ----------
     parts : iterable of (out, lse)
         Of equal shapes, out (..., H, L, Dv) and lse (..., H, L), as `attention(..., return_lse=True)` returns them. One
-        part at a time is held, so a generator over more keys than fit in memory is fine.
+        part at a time is held, so a generator over more keys than fit in memory is fine. Arrays of any library that
+        exports DLPack.
     head_axis : int, -3 or -2
         -2 where the outs are (..., L, H, Dv); lse is (..., H, L) in both layouts.
 
     Returns
     -------
-    out : ndarray
+    out : ndarray, or an array of the library that the first out is of
         In the dtype of the outs. Sums are kept in float32, in float64 if out or lse is float64, and rounded once.
-    lse : ndarray
+    lse : ndarray, or an array of that library
         In the dtype of the lses. A row without keys is (0, -inf).
 
     Raises
@@ -63,18 +66,20 @@ def merge(parts: Iterable[tuple[ArrayLike, ArrayLike]], *, head_axis: int = -3) 
     """
     if head_axis not in (-3, -2):
         raise ValueError(f"head_axis is {head_axis!r}: give -3 for outs of (..., H, L, D) or -2 for (..., L, H, D)")
-    rows = None
+    rows, like = None, None
     with np.errstate(all="ignore"):
         for n, part in enumerate(parts):
             out, lse = _pair(n, part)
+            given = out.shape
             if head_axis == -2 and out.ndim > 2:
                 out = out.swapaxes(-3, -2)
             if out.ndim < 2 or out.shape[:-1] != lse.shape:
                 raise ValueError(
-                    f"parts[{n}] has out {np.shape(part[0])} and lse {lse.shape}: lse must be (..., H, L) where out is "
+                    f"parts[{n}] has out {given} and lse {lse.shape}: lse must be (..., H, L) where out is "
                     + ("(..., H, L, D)" if head_axis == -3 else "(..., L, H, D)")
                 )
             if rows is None:
+                like = part[0]
                 rows, result, precise = out.shape, out.dtype, lse.dtype
                 state = np.float64 if "float64" in (result.name, precise.name) else np.float32
                 m = np.full(lse.shape, -np.inf, state)
@@ -99,14 +104,14 @@ def merge(parts: Iterable[tuple[ArrayLike, ArrayLike]], *, head_axis: int = -3) 
             raise ValueError("parts is empty: give at least one (out, lse) of attention(..., return_lse=True)")
         O = (O / np.where(l == 0, state(1), l)[..., None]).astype(result)
         lse = np.where(l == 0, -np.inf, m + np.log(l)).astype(precise)
-    return (O.swapaxes(-3, -2) if head_axis == -2 and O.ndim > 2 else O), lse
+    return give(like, O.swapaxes(-3, -2) if head_axis == -2 and O.ndim > 2 else O), give(like, lse)
 
 
 def _pair(n: int, part: Any) -> tuple[Array, Array]:
     """The two arrays of a part, floating and in native byte order."""
-    if isinstance(part, np.ndarray) or not hasattr(part, "__len__") or len(part) != 2:
+    if isinstance(part, np.ndarray) or is_foreign(part) or not hasattr(part, "__len__") or len(part) != 2:
         raise TypeError(f"parts[{n}] is {type(part).__name__}: give (out, lse) of attention(..., return_lse=True)")
-    out, lse = (np.asarray(x) for x in part)
+    out, lse = (np.asarray(view(f"{name} of parts[{n}]", x)) for name, x in zip(("out", "lse"), part, strict=True))
     for name, x in (("out", out), ("lse", lse)):
         if x.dtype.kind != "f" and x.dtype.name != "bfloat16":
             raise TypeError(f"{name} of parts[{n}] is {x.dtype}: give floating arrays")
