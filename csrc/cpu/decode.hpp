@@ -28,14 +28,13 @@ struct DecodeRows {
   T *m, *l, *limit;  // [lanes], alike in all lanes of a row; l: [count][lanes], one sum for each residue of the key
 };
 
-// Bias or mask for the scores of a group, as they lie in S.
-template <class T, int R>
-inline void gather(const Problem& p, const Head<T>* heads, Matrix Head<T>::* which, const DecodeRows<T>& rows,
-                   int64_t k0, int n, T* to, T* row) {
+// Bias or mask for the scores of a group, as they lie in S. read(head, i, row) says what query i of a head has.
+template <class T, int R, class Read>
+inline void gather(const Problem& p, const Head<T>* heads, const DecodeRows<T>& rows, int n, T* to, T* row, Read read) {
   constexpr int keys = keys_in<T, R>;
   for (int r = 0; r < R; ++r) {
     const int64_t of_task = least(rows.r0 + r, rows.last);
-    read_row(heads[of_task / p.Lq].*which, of_task % p.Lq, k0, n, row);
+    read(heads[of_task / p.Lq], of_task % p.Lq, row);
     for (int k = 0; k < up(n, keys); ++k) to[k / keys * lanes<T> + r * keys + k % keys] = k < n ? row[k] : T(0);
   }
 }
@@ -72,20 +71,21 @@ inline void absorb_rows(const Problem& p, const Head<T>* heads, const DecodeWork
   constexpr int keys = keys_in<T, R>;
   const int registers = (at.n + keys - 1) / keys;
   const Piece all = {0, registers, 0, 1};
-  const bool masked = heads[0].mask.data != nullptr;
+  bool masked = heads[0].mask.data != nullptr;
   const Modifiers<T>& by = heads[0].modifiers;
 
   bool edge = at.n % keys != 0;
   alignas(64) T key[lanes<T>], position[lanes<T>], first[lanes<T>], end[lanes<T>], slope[lanes<T>], top[lanes<T>];
+  Interval of = {};
   for (int lane = 0; lane < lanes<T>; ++lane) {
     const int64_t r = least(rows.r0 + lane / keys, rows.last);
     const Head<T>& head = heads[r / p.Lq];
-    Interval of = seen(head.sight, r % p.Lq);
+    if (lane % keys == 0) of = seen(head.sight, r % p.Lq, at.k0, at.k0 + at.n, masked);
     edge |= of.first > at.k0 || of.end < at.k0 + at.n;
     key[lane] = T(lane % keys);
     position[lane] = T(r % p.Lq + head.sight.q_start - at.k0);
-    first[lane] = T(most(0, least(at.n, of.first - at.k0)));
-    end[lane] = T(most(0, least(at.n, of.end - at.k0)));
+    first[lane] = T(of.first - at.k0);
+    end[lane] = T(of.end - at.k0);
     slope[lane] = head.modifiers.slope;
     top[lane] = -infinity;
   }
@@ -94,11 +94,13 @@ inline void absorb_rows(const Problem& p, const Head<T>* heads, const DecodeWork
 
   scores_of_rows<T, E, R>(at.K, at.K_step, at.n, rows.Q, at.D, work.S, next_V);
   if (by.bias) {
-    gather<T, R>(p, heads, &Head<T>::bias, rows, at.k0, at.n, work.bias, work.row);
+    gather<T, R>(p, heads, rows, at.n, work.bias, work.row,
+                 [&](const Head<T>& head, int64_t i, T* row) { read_row(head.bias, i, at.k0, at.n, row); });
     tile.bias = work.bias;
   }
   if (masked) {
-    gather<T, R>(p, heads, &Head<T>::mask, rows, at.k0, at.n, work.mask, work.row);
+    gather<T, R>(p, heads, rows, at.n, work.mask, work.row,
+                 [&](const Head<T>& head, int64_t i, T* row) { read_mask_row(head, i, at.k0, at.n, row); });
     tile.mask = work.mask;
   }
   if (by.any()) modify(tile, all, by);
@@ -143,8 +145,14 @@ inline bool absorb_keys(const Problem& p, const Task& task, const Head<T>* heads
   const bool beyond_L2 = !copy && bytes > (4 << 20);
   Interval keys = seen(head.sight, 0, p.Lq);
   int64_t end = least(keys.end, task.k1), k = most(keys.first, task.k0) / chunk * chunk;
+  Outlook ahead = {};
   for (; k < end; k += chunk) {
     if (interrupted()) return false;
+    if (shown(heads, p.Hq / p.Hkv, 0, p.Lq, k, least(k + chunk, end), ahead) == Shown::none) {
+      if (ahead.until >= end) break;
+      k = (ahead.until / chunk - 1) * chunk;
+      continue;
+    }
     int n = int(least(chunk, end - k));
     Chunk<E> at = {(const E*)head.K.at(k, 0),
                    (const E*)head.V.at(k, 0),

@@ -43,6 +43,11 @@ inline Matrix matrix_at(const View& view, const BatchRow& b, int64_t h) {
   return {view.data + b.offset(view) + h * view.head, view.type, view.row, view.col};
 }
 
+inline ListsOfHead lists_at(const Lists& lists, const BatchRow& b, int64_t h) {
+  const Matrix number = matrix_at(lists.number, b, h);
+  return {number.data, number.row, lists.begin, lists.intervals};
+}
+
 inline int64_t integer_at(const View& view, const BatchRow& b, int64_t otherwise) {
   return view.data ? *(const int64_t*)(view.data + b.offset(view)) : otherwise;
 }
@@ -78,13 +83,29 @@ inline Head<T> head_at(const Problem& p, int64_t batch_row, int64_t h) {
   head.bias = matrix_at(p.bias, b, h);
   head.queries = integer_at(p.q_lengths, b, p.Lq);
   int64_t keys = integer_at(p.kv_lengths, b, p.Lk);
-  head.sight = {integer_at(p.q_starts, b, keys - head.queries), keys, p.left, p.right};
+  head.sight = {integer_at(p.q_starts, b, keys - head.queries), keys, p.left, p.right, lists_at(p.lists, b, h)};
   head.scale = number_at(p.scales, b, h, p.scale) * log2e;
   head.has_sink = p.sinks.data != nullptr;
   head.sink = number_at(p.sinks, b, h, 0) * log2e;
   head.cosine = p.score == Score::cosine;
   head.modifiers = modifiers_of<T>(p, number_at(p.slopes, b, h, 0));
   return head;
+}
+
+// What lists show to queries i0 .. i1 - 1 of any of the heads, which see the same keys otherwise.
+template <class T>
+inline Shown shown(const Head<T>* heads, int64_t count, int64_t i0, int64_t i1, int64_t k0, int64_t k1,
+                   Outlook& ahead) {
+  if (!heads[0].sight.lists.number) return Shown::all;
+  if (k0 >= ahead.from && k1 <= ahead.until) return ahead.shown;
+  shown(heads[0].sight.lists, i0, i1, k0, k1, ahead = {});
+  for (int64_t h = 1; h < count; ++h) {
+    if (heads[h].sight.lists.number == heads[h - 1].sight.lists.number) continue;
+    const Outlook other = look(heads[h].sight.lists, i0, i1, k0);
+    if (other.shown != ahead.shown) ahead = {Shown::some, k0, k0 + 1};
+    ahead.until = least(ahead.until, other.until);
+  }
+  return k1 <= ahead.until ? ahead.shown : Shown::some;
 }
 
 }  // namespace

@@ -52,12 +52,16 @@ struct Request {
 void read_operands(Request& request);  // q, k, v, head_axis: types, sizes, leading axes
 void read_options(Request& request);   // everything else but out
 void make_results(Request& request);   // out, lse, weights
+void read_mask(Request& request);      // after the lengths and q_start: what stands where decides what a mask shows
 void merge_axes(Problem& problem);     // leading axes that all strides step through as one
 
 // Right-aligned broadcasting by NumPy's rule to (leading axes..., sizes[0], ..., sizes[count - 1]). Strides of the last
 // go to strides[]. `meaning` says in words what the last are.
 void broadcast(const Request& request, Argument argument, PyArrayObject* array, View& view, int count,
                const int64_t* sizes, int64_t* strides, const char* meaning);
+
+// To (leading axes..., Hq, Lq, Lk).
+void read_pairs(Request& request, Argument argument, PyArrayObject* array, View& view);
 
 // Has a signal handler raised? What the threads of a long call ask; see set_interrupt.
 bool signalled();

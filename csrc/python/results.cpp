@@ -179,9 +179,10 @@ void make_results(Request& request) {
 
 void merge_axes(Problem& problem) {
   if (problem.batch_axes == 0) return;
-  View* const all[] = {&problem.q,       &problem.k,        &problem.v,         &problem.out,       &problem.lse,
-                       &problem.weights, &problem.mask,     &problem.bias,      &problem.scales,    &problem.slopes,
-                       &problem.sinks,   &problem.q_starts, &problem.q_lengths, &problem.kv_lengths};
+  View* const all[] = {&problem.q,         &problem.k,          &problem.v,           &problem.out,
+                       &problem.lse,       &problem.weights,    &problem.mask,        &problem.bias,
+                       &problem.scales,    &problem.slopes,     &problem.sinks,       &problem.q_starts,
+                       &problem.q_lengths, &problem.kv_lengths, &problem.lists.number};
   View* present[sizeof all / sizeof *all];
   int count = 0, kept = 0;
   for (View* view : all) {

@@ -7,6 +7,7 @@
 (10, 512)
 """
 
+from harken import masks
 from harken._load import core as _core
 from harken.attention import attention
 from harken.backends import backends, get_backend, set_backend
@@ -26,6 +27,7 @@ __all__ = [
     "get_backend",
     "get_num_threads",
     "info",
+    "masks",
     "merge",
     "reference",
     "set_backend",
