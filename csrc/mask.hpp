@@ -95,30 +95,39 @@ inline Shown shown(const ListsOfHead& lists, int64_t i0, int64_t i1, int64_t k0,
   return k1 <= ahead.until ? ahead.shown : Shown::some;
 }
 
-// What query i sees of the keys k0 .. k1 - 1, from its first to its last; `gaps` is set if some between are hidden.
+// What the list of query i shows of the keys k0 .. k1 - 1, from the first to the last; {k0, k0} if there is nothing.
+// Sets `gaps` if some between are hidden.
+inline Interval shown(const ListsOfHead& lists, int64_t i, int64_t k0, int64_t k1, bool& gaps) {
+  const Behind on = behind(lists, i, k0);
+  if (on.at == on.end || on.at->first >= k1) return {k0, k0};
+  if (on.at->end >= k1) return {most(k0, on.at->first), k1};
+  if (on.at + 1 == on.end || on.at[1].first >= k1) return {most(k0, on.at->first), on.at->end};
+  gaps = true;
+  const Behind beyond = behind(lists, i, k1 - 1);
+  const bool inside = beyond.at < beyond.end && beyond.at->first < k1;
+  return {most(k0, on.at->first), inside ? k1 : beyond.at[-1].end};
+}
+
+// What query i sees of the keys k0 .. k1 - 1.
 inline Interval seen(const Sight& sight, int64_t i, int64_t k0, int64_t k1, bool& gaps) {
   const Interval of = seen(sight, i);
   k0 = most(k0, of.first);
   k1 = least(k1, of.end);
   if (k0 >= k1) return {k0, k0};
-  if (!sight.lists.number) return {k0, k1};
-  const Behind on = behind(sight.lists, i, k0);
-  if (on.at == on.end || on.at->first >= k1) return {k0, k0};
-  if (on.at->end >= k1) return {most(k0, on.at->first), k1};
-  const Interval* last = behind(sight.lists, i, k1 - 1).at;
-  if (last == on.end || last->first >= k1) --last;
-  gaps |= last != on.at;
-  return {most(k0, on.at->first), least(k1, last->end)};
+  return sight.lists.number ? shown(sight.lists, i, k0, k1, gaps) : Interval{k0, k1};
 }
 
-// By any of the queries i0 .. i1 - 1; {k0, k0} if there is nothing.
+// No less than any of the queries i0 .. i1 - 1 sees; {k0, k0} if that is nothing.
 inline Interval seen(const Sight& sight, int64_t i0, int64_t i1, int64_t k0, int64_t k1, bool& gaps) {
-  Interval any = {k1, k0};
-  if (!sight.lists.number) any = {most(k0, seen(sight, i0, i1).first), least(k1, seen(sight, i0, i1).end)};
-  for (int64_t i = i0; i < i1 && sight.lists.number; ++i) {
-    const Interval of = seen(sight, i, k0, k1, gaps);
-    if (of.first >= of.end) continue;
-    any = {least(any.first, of.first), most(any.end, of.end)};
+  const Interval of = seen(sight, i0, i1), all = {most(k0, of.first), least(k1, of.end)};
+  if (all.first >= all.end) return {k0, k0};
+  if (!sight.lists.number) return all;
+  Interval any = {all.end, all.first};
+  for (int64_t i = i0; i < i1; ++i) {
+    if (i > i0 && list_of(sight.lists, i) == list_of(sight.lists, i - 1)) continue;
+    const Interval one = shown(sight.lists, i, all.first, all.end, gaps);
+    if (one.first >= one.end) continue;
+    any = {least(any.first, one.first), most(any.end, one.end)};
   }
   return any.first < any.end ? any : Interval{k0, k0};
 }

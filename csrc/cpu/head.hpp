@@ -108,5 +108,18 @@ inline Shown shown(const Head<T>* heads, int64_t count, int64_t i0, int64_t i1, 
   return k1 <= ahead.until ? ahead.shown : Shown::some;
 }
 
+// No less of the keys k0 .. k1 - 1 than they see.
+template <class T>
+inline Interval seen(const Head<T>* heads, int64_t count, int64_t i0, int64_t i1, int64_t k0, int64_t k1) {
+  bool gaps = false;
+  Interval any = seen(heads[0].sight, i0, i1, k0, k1, gaps);
+  for (int64_t h = 1; h < count; ++h) {
+    if (heads[h].sight.lists.number == heads[h - 1].sight.lists.number) continue;
+    const Interval of = seen(heads[h].sight, i0, i1, k0, k1, gaps);
+    if (of.first < of.end) any = any.first < any.end ? Interval{least(any.first, of.first), most(any.end, of.end)} : of;
+  }
+  return any;
+}
+
 }  // namespace
 }  // namespace harken

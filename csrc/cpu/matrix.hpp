@@ -258,20 +258,21 @@ inline void attend_strips(const Problem& p, const Plan& plan, const Task& task, 
       continue;
     }
     M::configure();  // again for each block: a signal handler may have called, and released it
-    const int64_t b1 = least(b + block, end);
-    pack_keys<N>(p, space, head, b, b1);
-    pack_values<N, E>(p, space, head, b, b1);
+    const Interval here = seen(space.heads, group, task.q0, i1, b, least(b + block, end));
+    const int64_t b0 = here.first / keys * keys, b1 = here.end;
+    pack_keys<N>(p, space, head, b0, b1);
+    pack_values<N, E>(p, space, head, b0, b1);
     Pipeline<M, N> pipeline = {space, b1};
     for (int s = 0; s < strips; ++s) {
       Strip& strip = space.strips[s];
       const Interval of = seen(strip.head->sight, strip.i0, strip.i0 + strip.n);
-      for (int64_t k = most(b, of.first / keys * keys); k < least(b1, of.end); k += keys) {
+      for (int64_t k = most(b0, of.first / keys * keys); k < least(b1, of.end); k += keys) {
         const Matrix& mask = strip.head->mask;
         if (mask.data && shown(mask, strip.i0, strip.n, k, least(keys, b1 - k)) == Shown::none) continue;
         const Shown lists =
             shown(strip.head->sight.lists, strip.i0, strip.i0 + strip.n, k, least(k + keys, b1), strip.ahead);
         if (lists == Shown::none) continue;
-        const int64_t unit = (k - b) / keys;
+        const int64_t unit = (k - b0) / keys;
         if (const uint64_t out = space.left_out[unit]) strip.again |= seeing<N>(strip, k, out);
         const Extent extent = {strip.n <= tile_rows ? 1 : 2, N == 1 && least(b1, of.end) - k > 32 ? 2 : 1};
         pipeline.advance(

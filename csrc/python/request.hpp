@@ -45,7 +45,7 @@ struct Request {
 
  private:
   int kept_count = 0;
-  PyObject* kept[2 * arguments];  // eleven arguments in at most three steps; result, aside, lse, weights
+  PyObject* kept[2 * arguments];  // eleven arguments in at most three steps, lists; result, aside, lse, weights
 };
 
 // Each fills its part of the Problem, in this order, or raises.

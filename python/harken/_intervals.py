@@ -85,7 +85,7 @@ def runs(seen: Array, keys: int, size: int = 1) -> Intervals:
     """Lists of the runs of True in each row (..., rows, n), for keys that come in blocks of `size`."""
     *lead, rows, n = seen.shape
     padded = np.zeros((int(np.prod(lead)) * rows, n + 2), bool)
-    padded[:, 1:-1] = seen.reshape(-1, n)
+    padded[:, 1:-1] = seen.reshape(len(padded), n)
     change = np.flatnonzero(padded[:, 1:] != padded[:, :-1])
     row, ends = change[::2] // (n + 1), (change % (n + 1)).reshape(-1, 2)
     return listed(np.arange(len(padded)).reshape(*lead, rows), len(padded), row, ends * size, keys)
