@@ -98,7 +98,7 @@ def expressions(draw: st.DrawFn, Lq: int, Lk: int, depth: int = 3, lead: bool = 
     return kinds[draw(st.sampled_from(list(kinds)))]()
 
 
-@settings(bounded, max_examples=150)
+@settings(bounded, max_examples=100)
 @given(st.data(), st.sampled_from([(1, 1), (1, 9), (7, 7), (5, 12), (12, 12), (0, 4), (4, 0)]))
 def test_lists_are_the_array(data: st.DataObject, sizes: tuple[int, int]) -> None:
     """Every expression, as lists and as its equation in NumPy; tiles and density are counted from the lists."""
@@ -152,19 +152,20 @@ def test_a_hundred_thousand_queries() -> None:
 
 @pytest.mark.parametrize("form", ["tiled", "brief", "decode", "matrix"])
 def test_every_form(backend: str, dtype: Any, form: str) -> None:
-    for Lq, Lk in ((2, 150), (70, 150)) if form == "decode" else ((130, 150),):
-        q, k, v = qkv(dtype, Lq, Lk, D=32, Hq=H, Hkv=2, batch=(B,))
+    every = 1 if dtype == FLOAT else 3
+    for Lq in (2, 21) if form == "decode" else (70,):
+        q, k, v = qkv(dtype, Lq, 130, D=32, Hq=H, Hkv=2, batch=(B,))
         with in_form(form):
-            for mask in some_masks(Lq, Lk):
+            for mask in some_masks(Lq, 130)[::every]:
                 check(q, k, v, mask=mask, weights=form == "tiled" and dtype == FLOAT)
 
 
 def test_several_blocks_of_keys(backend: str) -> None:
     """With blocks to skip before, between and after what is seen, ranges that are merged, and modified scores."""
-    for Lq, Lk in ((3, 1400), (270, 1000), (1100, 1100)):
+    for Lq, Lk in ((3, 1400), (270, 700), (600, 600)):
         q, k, v = qkv(FLOAT, Lq, Lk, D=32, Hq=2, Hkv=1)
         far = np.zeros((9, 9), bool)
-        far[:, 1] = far[::2, 4] = far[8, 7] = True
+        far[:, 1] = far[::2, 3] = far[8, 7] = True
         for mask, options in (
             (Blocks(far, (Lk // 9 + 1, 160)), {}),
             (Blocks(far, (Lk // 9 + 1, 160)) & Causal(), {"alibi": np.array([0.01, 0.1])}),
@@ -192,7 +193,7 @@ def test_a_mask_is_its_array(backend: str, dtype: Any) -> None:
     Lq = Lk = 200
     q, k, v = qkv(dtype, Lq, Lk, D=32, Hq=H, Hkv=2, batch=(B,))
     tolerance = {"float64": 1e-13, "float32": 2e-5}.get(dtype.name, 2e-2)
-    for mask in some_masks(Lq, Lk):
+    for mask in some_masks(Lq, Lk)[1::2]:
         by_mask = harken.attention(q, k, v, mask=mask).astype(float)
         by_array = harken.attention(q, k, v, mask=mask.dense(Lq, Lk)).astype(float)
         np.testing.assert_allclose(by_mask, by_array, rtol=tolerance, atol=tolerance)
