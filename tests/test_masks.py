@@ -304,6 +304,7 @@ def test_equal_hash_repr() -> None:
     assert Window(np.array([3])) != Window(3)
     assert ~~one is one
     assert repr(one) == "Causal() & Documents(<int64 (2,)>, None) | ~Window(3, None)"
+    assert repr(Lengths(3)) == "Lengths(3)"
     assert repr((Causal() | Prefix(3)) & ~(Causal() | Window(1))).count("(Causal() | ") == 2
     array = np.eye(3, dtype=bool)
     assert array & Causal() == Dense(array) & Causal()

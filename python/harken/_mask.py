@@ -216,7 +216,7 @@ class Mask:
         return hash((type(self), *(x.shape if isinstance(x, np.ndarray) else x for x in self._parts)))
 
     def __repr__(self) -> str:
-        parts = (f"<{x.dtype} {x.shape}>" if isinstance(x, np.ndarray) else repr(x) for x in self._parts)
+        parts = (f"<{x.dtype} {x.shape}>" if np.ndim(x) else str(x) for x in self._parts)
         return f"{type(self).__name__}({', '.join(parts)})"
 
 
