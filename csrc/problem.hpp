@@ -30,6 +30,18 @@ struct Pages {
   int64_t k_step, v_step;  // bytes from a page to the next
 };
 
+struct Interval {
+  int64_t first, end;
+};
+
+// For each query the keys that it sees as a list of intervals: sorted, not empty, neither overlapping nor touching.
+// Queries that see the same share a list.
+struct Lists {
+  View number;                // (B, Hq, Lq)  i64: of the query's list; or absent: every key is seen
+  const int64_t* begin;       // [lists + 1]  where a list begins
+  const Interval* intervals;  // [begin[lists]]
+};
+
 enum class Score : int32_t { dot, cosine, additive };
 
 enum class Precision : int32_t { highest, high, medium };  // of the products of float32 on a matrix engine
@@ -55,6 +67,7 @@ struct Problem {
 
   View mask;  // (B, Hq, Lq, Lk)  boolean; or absent
   View bias;  // (B, Hq, Lq, Lk)  any floating type; or absent
+  Lists lists;
 
   View scales, slopes, sinks;  // (B, Hq)  f64; or absent
   double scale;                // where scales is absent

@@ -31,6 +31,8 @@ void narrow(const Problem& all, const Ragged& ragged, int64_t s, Problem& one) {
     one.Lk = ragged.k_ends[s + 1] - first;
     one.k.data = all.k.data + first * all.k.row;
     one.v.data = all.v.data + first * all.v.row;
+    if (all.k_scale.data) one.k_scale.data = all.k_scale.data + first * all.k_scale.row;
+    if (all.v_scale.data) one.v_scale.data = all.v_scale.data + first * all.v_scale.row;
   }
 }
 

@@ -306,3 +306,24 @@ def steps(layout: dict[str, Any]) -> int:
 def test_a_step_takes_no_memory(layout: dict[str, Any]) -> None:
     """One row of keys of a head is 128 KB, a token's 4 KB."""
     assert in_child(steps, layout) < 6000
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "ring", "paged"])
+def test_a_mask_knows_how_many_keys_each_row_holds(backend: str, layout: Any) -> None:
+    mask = harken.masks.Window(5, 0) | harken.masks.Prefix(2)
+    rng = np.random.default_rng(3)
+    k, v = (rng.standard_normal((2, 2, 40, 16)).astype(np.float32) for _ in range(2))
+    q = rng.standard_normal((2, 4, 3, 16)).astype(np.float32)
+    cache = harken.KVCache(2, 2, 64, 16, layout=layout)
+    cache.append(k, v, lengths=[40, 25])
+    out = cache.attend(q, mask=mask)
+    for row, n in enumerate((40, 25)):
+        alone = harken.attention(q[row], k[row, :, :n], v[row, :, :n], mask=mask, causal=True)
+        same_bits(out[row], alone)
+
+
+def test_factors_of_integers_are_refused() -> None:
+    cache = harken.KVCache(1, 1, 8, 16)
+    cache.append(*np.zeros((2, 1, 1, 4, 16), np.float32))
+    with pytest.raises(TypeError, match=r"attend\(\) takes no k_scale"):
+        cache.attend(np.zeros((1, 1, 1, 16), np.float32), k_scale=1.0)

@@ -166,3 +166,45 @@ def test_ctrl_c() -> None:
     with pytest.raises(KeyboardInterrupt):
         harken.attention_varlen(x, x, x, [0, 20000, 60000])
     assert time.monotonic() - began < 2
+
+
+MASKS = [
+    harken.masks.Window(3, 1) | harken.masks.Prefix(2),
+    ~harken.masks.Causal() | harken.masks.Window(1, None),
+    harken.masks.Blocks(np.eye(9, dtype=bool), 8) & harken.masks.Causal(),
+]
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=repr)
+def test_a_mask_stands_in_each_sequence_as_it_does_alone(backend: str, mask: harken.masks.Mask) -> None:
+    rng = np.random.default_rng(5)
+    of_q, of_k = [0, 5, 6, 40, 40], [0, 9, 29, 70, 75]
+    q, k, v = (rng.standard_normal((n, 4, 32)).astype(np.float32) for n in (40, 75, 75))
+    out = harken.attention_varlen(q, k, v, of_q, of_k, mask=mask)
+    for a, b, c, d in zip(of_q[:-1], of_q[1:], of_k[:-1], of_k[1:], strict=True):
+        alone = harken.attention(q[a:b], k[c:d], v[c:d], mask=mask, head_axis=-2)
+        same_bits(np.ascontiguousarray(out[a:b]), np.ascontiguousarray(alone))
+
+
+@pytest.mark.parametrize("shape", [(), (2, 1), (75, 1, 1), (75, 2, 1), (2, 32)])
+def test_integers_come_with_their_factors(backend: str, shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(6)
+    of_q, of_k = [0, 1, 20], [0, 35, 75]
+    q = rng.standard_normal((20, 4, 32)).astype(np.float32)
+    k, v = (rng.integers(-127, 128, (75, 2, 32)).astype(np.int8) for _ in range(2))
+    k_scale, v_scale = (rng.uniform(0.01, 0.02, shape).astype(np.float32) for _ in range(2))
+    out = harken.attention_varlen(q, k, v, of_q, of_k, k_scale=k_scale, v_scale=v_scale)
+    for a, b, c, d in zip(of_q[:-1], of_q[1:], of_k[:-1], of_k[1:], strict=True):
+        scales = {"k_scale": k_scale[c:d] if len(k_scale.shape) == 3 else k_scale}
+        scales["v_scale"] = v_scale[c:d] if len(v_scale.shape) == 3 else v_scale
+        alone = harken.attention(q[a:b], k[c:d], v[c:d], head_axis=-2, **scales)
+        same_bits(np.ascontiguousarray(out[a:b]), np.ascontiguousarray(alone))
+
+
+def test_additive_scores_have_their_weights(backend: str) -> None:
+    rng = np.random.default_rng(7)
+    q, k, v = (rng.standard_normal((30, 2, 16)).astype(np.float32) for _ in range(3))
+    w = rng.standard_normal((2, 16)).astype(np.float32)
+    out = harken.attention_varlen(q, k, v, [0, 12, 30], score="additive", w=w)
+    alone = harken.additive_attention(q[12:], k[12:], v[12:], w, head_axis=-2)
+    same_bits(np.ascontiguousarray(out[12:]), np.ascontiguousarray(alone))

@@ -84,9 +84,16 @@ template <class T, class Body>
 inline bool for_blocks(const Plan& plan, const Head<T>& head, const Task& task, int64_t i1, Body body) {
   Interval keys = seen(head.sight, task.q0, i1);
   int64_t k = most(keys.first, task.k0) / plan.key_block * plan.key_block, end = least(keys.end, task.k1);
+  Outlook ahead = {};
   for (; k < end; k += plan.key_block) {
     if (interrupted()) return false;
-    body(k, least(k + plan.key_block, least(task.k1, head.sight.keys)));
+    const int64_t k1 = least(k + plan.key_block, least(task.k1, head.sight.keys));
+    if (shown(head.sight.lists, task.q0, i1, k, k1, ahead) == Shown::none) {
+      if (ahead.until >= end) break;
+      k = (ahead.until / plan.key_block - 1) * plan.key_block;
+      continue;
+    }
+    body(k, k1);
   }
   return true;
 }
@@ -136,7 +143,7 @@ inline void leave_partial(const Problem& p, const Partial<T>& to, const Queries<
 // The weights of one block: the scores again, now that m and l are known. work.subtract holds the factors of
 // finish_tile.
 template <class T>
-inline void weigh(const Problem& p, const Head<T>& head, Workspace<T>& work, const Queries<T>& q, const Rows<T>& K,
+inline void weigh(const Problem& p, const Head<T>& head, Workspace<T>& work, Queries<T>& q, const Rows<T>& K,
                   int64_t k0, int64_t k1) {
   Piece pieces[most_pieces];
   bool hidden = false;
@@ -192,6 +199,7 @@ inline void attend_rows(const Problem& p, const Plan& plan, const Task& task, co
     q.n = int(least(columns * lanes<T>, i1 - i));
     q.columns = (q.n + lanes<T> - 1) / lanes<T>;
     q.width = q.columns * lanes<T>;
+    q.ahead = {};
   }
 
   if (head.additive) read_weights(head, p.D, padded<T>(p.D), work.w);
@@ -210,7 +218,7 @@ inline void attend_rows(const Problem& p, const Plan& plan, const Task& task, co
   }
 
   for (int t = 0; t < tiles; ++t) {
-    const Queries<T>& q = work.queries[t];
+    Queries<T>& q = work.queries[t];
     if (split) {
       leave_partial(p, partial_at<T>(p, plan, task.index), q, row + q.i0 - task.q0, only);
       continue;

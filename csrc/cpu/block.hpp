@@ -10,18 +10,21 @@ namespace harken {
 namespace {
 
 // The rectangles of a block that hold every score some query sees: between two cuts the same columns see all the keys.
-// On a diagonal these are staircases one register wide. Sets `edge` if an interval ends inside of the block.
+// On a diagonal these are staircases one register wide. Sets `edge` if an interval ends inside of the block, and `gaps`
+// if there are keys to hide between those that a query sees. listed: lists hide some of the block.
 template <class T>
-inline int visible(const Sight& sight, const Queries<T>& q, int64_t k0, int64_t k1, Piece* pieces, bool& edge) {
+inline int visible(const Sight& sight, const Queries<T>& q, int64_t k0, int64_t k1, bool listed, Piece* pieces,
+                   bool& edge, bool& gaps) {
   constexpr int N = lanes<T>;
   int64_t from[columns], to[columns], cuts[2 * columns + 2];
   int count = 0;
-  edge = false;
+  edge = listed;
+  gaps = false;
   cuts[count++] = k0;
   cuts[count++] = k1;
   for (int c = 0; c < q.columns; ++c) {
     int64_t i = q.i0 + c * N, end = least(i + N, q.i0 + q.n);
-    Interval any = seen(sight, i, end);
+    Interval any = listed ? seen(sight, i, end, k0, k1, gaps) : seen(sight, i, end);
     from[c] = any.first;
     to[c] = any.end;
     edge |= seen(sight, end - 1).first > k0 || seen(sight, i).end < k1;
@@ -70,13 +73,16 @@ inline bool reseed(Workspace<T>& work, const Queries<T>& q) {
 
 // S = seed + score(K Q) of a block, hidden scores -inf. Returns the number of pieces; 0: nobody sees anything.
 template <class T>
-inline int score_block(const Problem& p, const Head<T>& head, Workspace<T>& work, const Queries<T>& q, const Rows<T>& K,
+inline int score_block(const Problem& p, const Head<T>& head, Workspace<T>& work, Queries<T>& q, const Rows<T>& K,
                        int64_t k0, int64_t k1, Piece* pieces, bool& hidden) {
-  bool edge;
-  int count = visible(head.sight, q, k0, k1, pieces, edge);
+  const Shown lists = shown(head.sight.lists, q.i0, q.i0 + q.n, k0, k1, q.ahead);
+  if (lists == Shown::none) return 0;
+  bool edge, gaps;
+  int count = visible(head.sight, q, k0, k1, lists == Shown::some, pieces, edge, gaps);
   if (count == 0) return 0;
   Shown some = head.mask.data ? shown(head.mask, q.i0, q.n, k0, k1 - k0) : Shown::all;
   if (some == Shown::none) return 0;
+  if (gaps) some = Shown::some;
   hidden |= edge || some == Shown::some;
 
   for (int64_t c = 0; c < q.width; c += lanes<T>) put(work.top + c, fill(T(-infinity)));
@@ -100,15 +106,14 @@ inline int score_block(const Problem& p, const Head<T>& head, Workspace<T>& work
     tile.bias = work.bias;
   }
   if (some == Shown::some) {
-    read_sheet(head.mask, q.i0, q.n, k0, k1 - k0, work.mask, q.width, work.rows, work.row_step);
+    read_mask(head, q.i0, q.n, k0, k1 - k0, work.mask, q.width, work.rows, work.row_step);
     tile.mask = work.mask;
   }
   for (int64_t c = 0; c < q.width; ++c) {
-    int64_t i = q.i0 + c;
-    Interval of = seen(head.sight, i);
-    work.p[c] = T(i + head.sight.q_start - k0);
-    work.first[c] = T(most(0, least(k1, of.first) - k0));
-    work.end[c] = T(most(0, least(k1, of.end) - k0));
+    const Interval of = seen(head.sight, q.i0 + least(c, q.n - 1), k0, k1, gaps);  // lanes past n repeat the last row
+    work.p[c] = T(q.i0 + c + head.sight.q_start - k0);
+    work.first[c] = T(of.first - k0);
+    work.end[c] = T(of.end - k0);
     work.slope[c] = head.modifiers.slope;
     work.top[c] = -infinity;
   }
@@ -124,12 +129,12 @@ inline int score_block(const Problem& p, const Head<T>& head, Workspace<T>& work
 template <class T>
 inline void see(const Head<T>& head, Workspace<T>& work, const Queries<T>& q, int64_t k0, int64_t k1) {
   bool masked = head.mask.data != nullptr;
-  if (masked) read_sheet(head.mask, q.i0, q.n, k0, k1 - k0, work.mask, q.width, work.rows, work.row_step);
   for (int64_t c = 0; c < q.width; ++c) {
-    Interval of = seen(head.sight, q.i0 + c);
-    work.first[c] = T(most(0, least(k1, of.first) - k0));
-    work.end[c] = T(most(0, least(k1, of.end) - k0));
+    const Interval of = seen(head.sight, q.i0 + least(c, q.n - 1), k0, k1, masked);
+    work.first[c] = T(of.first - k0);
+    work.end[c] = T(of.end - k0);
   }
+  if (masked) read_mask(head, q.i0, q.n, k0, k1 - k0, work.mask, q.width, work.rows, work.row_step);
   for (int64_t at = 0; at < (k1 - k0) * q.width; ++at) work.seen[at] = 0;
   Tile<T> tile = {work.seen,  q.width,  {},      T(1),    nullptr,
                   work.first, work.end, nullptr, nullptr, masked ? work.mask : nullptr};

@@ -65,7 +65,7 @@ inline int64_t set_up(const Problem& p, const Plan& plan, char* from, BriefSpace
 template <class T>
 struct Few {
   Rows<T> K, V;
-  int64_t first;  // the key of row 0
+  int64_t first, end;  // the key of row 0
 };
 
 // The next task of this thread, where a call does not lie in the L2 cache: with tasks that take equally long, the one
@@ -90,11 +90,12 @@ inline void bring_next(const Problem& p, const Plan& plan, int64_t index, Coming
 // What bias, alibi, softcap and masks make of the scores of a block, and its exponentials.
 template <class T>
 inline void weigh_modified(const Head<T>& head, BriefSpace<T>& space, const Queries<T>& q, const Panels<T>& P,
-                           int64_t k0) {
+                           int64_t k0, int64_t k1) {
   const int step = panels_apart ? 1 : q.columns;
   for (int c = 0; c < q.columns; c += step) {
     const int64_t lane = c * lanes<T>, i = q.i0 + lane, n = least(step * lanes<T>, q.n - lane);
-    const Interval keys = seen(head.sight, i, i + n);
+    bool masked = head.mask.data != nullptr;
+    const Interval keys = seen(head.sight, i, i + n, k0, k1, masked);
     if (keys.first >= keys.end) continue;
     const Piece piece = {int(keys.first - k0), int(keys.end - k0), 0, step};
     const int64_t at = piece.k0 * P.width, count = keys.end - keys.first;
@@ -105,8 +106,8 @@ inline void weigh_modified(const Head<T>& head, BriefSpace<T>& space, const Quer
       read_sheet(head.bias, i, n, keys.first, count, space.bias + at, P.width, space.rows, space.row_step);
       tile.bias = space.bias;
     }
-    if (head.mask.data) {
-      read_sheet(head.mask, i, n, keys.first, count, space.mask + at, P.width, space.rows, space.row_step);
+    if (masked) {
+      read_mask(head, i, n, keys.first, count, space.mask + at, P.width, space.rows, space.row_step);
       tile.mask = space.mask;
     }
     if (head.modifiers.any()) modify(tile, piece, head.modifiers);
@@ -125,19 +126,19 @@ inline void weigh_modified(const Head<T>& head, BriefSpace<T>& space, const Quer
 
 // P and l of a block of queries against all keys that one of them sees, k0 the first.
 template <class T>
-inline void weigh_block(const Problem& p, const Head<T>& head, BriefSpace<T>& space, const Queries<T>& q,
-                        const Few<T>& few, const Panels<T>& Q, const Panels<T>& P, int64_t k0, int64_t k1,
-                        Coming& coming) {
+inline void weigh_block(const Problem& p, const Head<T>& head, BriefSpace<T>& space, Queries<T>& q, const Few<T>& few,
+                        const Panels<T>& Q, const Panels<T>& P, int64_t k0, int64_t k1, Coming& coming) {
   for (int64_t c = 0; c < q.columns * lanes<T>; c += lanes<T>) put(space.l + c, Lanes<T>{});
   if (k0 >= k1) return;
   Piece pieces[most_pieces];
-  bool edge;
-  const int count = visible(head.sight, q, k0, k1, pieces, edge);
-  const bool fused = !head.modifiers.any() && !head.mask.data;
+  bool edge, gaps;
+  const bool listed = shown(head.sight.lists, q.i0, q.i0 + q.n, k0, k1, q.ahead) == Shown::some;
+  const int count = visible(head.sight, q, k0, k1, listed, pieces, edge, gaps);
+  const bool fused = !head.modifiers.any() && !head.mask.data && !gaps;
   if (edge || !fused)
     for (int64_t c = 0; c < q.columns * lanes<T>; ++c) {  // lanes past n repeat the last row
       const int64_t i = q.i0 + least(c, q.n - 1);
-      const Interval of = seen(head.sight, i);
+      const Interval of = seen(head.sight, i, k0, k1, gaps);
       space.p[c] = T(i + head.sight.q_start - k0);
       space.first[c] = T(of.first - k0);
       space.end[c] = T(of.end - k0);
@@ -146,27 +147,27 @@ inline void weigh_block(const Problem& p, const Head<T>& head, BriefSpace<T>& sp
   for (int n = 0; n < count; ++n) {
     const Piece& at = pieces[n];
     const int64_t lane = at.c0 * lanes<T>, i = q.i0 + lane, last = q.i0 + least(at.c1 * lanes<T>, q.n) - 1;
-    const bool cut = seen(head.sight, last).first > k0 + at.k0 || seen(head.sight, i).end < k0 + at.k1;
+    const bool cut = listed || seen(head.sight, last).first > k0 + at.k0 || seen(head.sight, i).end < k0 + at.k1;
     const Bounds<T> bounds = {cut && fused ? space.first + lane : nullptr, space.end + lane};
     weights(few.K.at + (k0 - few.first + at.k0) * few.K.step, few.K.step, at.k1 - at.k0,
             {Q(0, at.c0), Q.width, Q.apart}, at.c1 - at.c0, p.D, {P(at.k0, at.c0), P.width, P.apart},
             fused ? space.l + lane : nullptr, bounds, at.k0, [&] { coming.step(); });
   }
   if (!fused) {
-    weigh_modified(head, space, q, P, k0);
+    weigh_modified(head, space, q, P, k0, k1);
   } else if (edge && !panels_apart) {  // a tile of output rows reaches over two columns, which see different keys
     for (int c = 0; c < q.columns; ++c) {
       const int64_t i = q.i0 + c * lanes<T>;
-      const Interval of = seen(head.sight, i, least(i + lanes<T>, q.i0 + q.n));
-      for (int64_t k = k0; k < least(of.first, k1); ++k) put(P(k - k0, c), Lanes<T>{});
-      for (int64_t k = most(of.end, k0); k < k1; ++k) put(P(k - k0, c), Lanes<T>{});
+      const Interval of = seen(head.sight, i, least(i + lanes<T>, q.i0 + q.n), k0, k1, gaps);
+      for (int64_t k = k0; k < of.first; ++k) put(P(k - k0, c), Lanes<T>{});
+      for (int64_t k = of.end; k < k1; ++k) put(P(k - k0, c), Lanes<T>{});
     }
   }
 }
 
 template <class T>
 inline bool sees(const Head<T>& head, int64_t i, int64_t j) {
-  return !head.mask.data || *head.mask.at(i, j);
+  return (!head.mask.data || *head.mask.at(i, j)) && listed(head.sight.lists, i, j);
 }
 
 template <class T>
@@ -206,9 +207,9 @@ inline bool divide(const Head<T>& head, BriefSpace<T>& space, const Queries<T>& 
 // is NaN. False: it has overflowed, where every value is finite.
 template <class T>
 inline bool select_row(const Problem& p, const Head<T>& head, BriefSpace<T>& space, const Queries<T>& q,
-                       const Few<T>& few, const Panels<T>& P, int64_t k0, int64_t r) {
-  const Interval keys = seen(head.sight, q.i0 + r);
-  bool fine = true;
+                       const Few<T>& few, const Panels<T>& P, int64_t k0, int64_t k1, int64_t r) {
+  bool gaps = false, fine = true;
+  const Interval keys = seen(head.sight, q.i0 + r, k0, k1, gaps);
   for (int64_t d = 0; d < p.Dv; d += lanes<T>) {
     Lanes<T> sum = {}, zero = {};
     for (int64_t k = keys.first; k < keys.end; ++k) {
@@ -227,8 +228,9 @@ inline bool select_row(const Problem& p, const Head<T>& head, BriefSpace<T>& spa
 // A block of queries.
 template <class T>
 inline void attend_block(const Problem& p, const Plan& plan, const Task& task, const Head<T>& head,
-                         BriefSpace<T>& space, const Queries<T>& q, const Few<T>& few, Coming& coming) {
-  const Interval keys = seen(head.sight, q.i0, q.i0 + q.n);
+                         BriefSpace<T>& space, Queries<T>& q, const Few<T>& few, Coming& coming) {
+  bool gaps = false;
+  const Interval keys = seen(head.sight, q.i0, q.i0 + q.n, few.first, few.end, gaps);
   const Panels<T> Q = panels(space.Q, p.D, q.columns), P = panels(space.P, keys.end - keys.first, q.columns);
   for (int c = 0; c < q.columns; ++c) {
     int64_t i = q.i0 + c * lanes<T>, n = least(lanes<T>, q.i0 + q.n - i);
@@ -246,7 +248,7 @@ inline void attend_block(const Problem& p, const Plan& plan, const Task& task, c
   in_slices<T>(q.n, up(p.Dv, lanes<T>) / lanes<T>, P.width,
                [&](int64_t r, auto R, int64_t d, auto C) __attribute__((always_inline)) {
                  coming.step();
-                 const Interval of = seen(head.sight, q.i0 + r, q.i0 + r + R.value);
+                 const Interval of = seen(head.sight, q.i0 + r, q.i0 + r + R.value, keys.first, keys.end, gaps);
                  const bool fine = output_tile<T, R.value, C.value>(
                      P(of.first - keys.first, 0) + r / P.width * P.apart + r % P.width, P.width,
                      few.V.at + (of.first - few.first) * few.V.step + d, few.V.step, of.end - of.first,
@@ -261,7 +263,7 @@ inline void attend_block(const Problem& p, const Plan& plan, const Task& task, c
   if (some_odd)
     for (int64_t r = 0; r < q.n; ++r) {
       if (!odd[r] || again[r]) continue;
-      if (select_row(p, head, space, q, few, P, keys.first, r)) {
+      if (select_row(p, head, space, q, few, P, keys.first, keys.end, r)) {
         write_row(head.out, q.i0 + r, 0, p.Dv, space.rows);
       } else {
         some = again[r] = true;
@@ -289,8 +291,9 @@ inline void attend_brief(const Problem& p, const Plan& plan, int64_t index, char
   BriefSpace<T> space;
   set_up(p, plan, scratch, space);
   const int64_t i1 = most(task.q0, least(task.q1, head.queries)), Dv = up(p.Dv, lanes<T>);
-  const Interval keys = seen(head.sight, task.q0, i1);
-  Few<T> few = {{}, {}, keys.first};
+  bool gaps = false;
+  const Interval keys = seen(head.sight, task.q0, i1, 0, p.Lk, gaps);
+  Few<T> few = {{}, {}, keys.first, keys.end};
   few.K = near(head.K, keys.first, keys.end, p.D, p.D, head.cosine, space.K);
   few.V = head.V.even(keys.first, keys.end) && in_registers<T>(head.V.page(keys.first), keys.first, p.Dv, i1 - task.q0)
               ? near(head.V, keys.first, keys.end, Dv, Dv, false, space.V)
@@ -301,7 +304,7 @@ inline void attend_brief(const Problem& p, const Plan& plan, int64_t index, char
   int64_t left = (i1 - task.q0 + lanes<T> - 1) / lanes<T>, blocks = (left + columns - 1) / columns;
   for (int64_t i = task.q0; i < i1; --blocks) {
     if (i > task.q0 && interrupted()) return;
-    Queries<T> q;
+    Queries<T> q = {};
     q.i0 = i;
     q.columns = int((left + blocks - 1) / blocks);
     q.n = int(least(q.columns * lanes<T>, i1 - i));

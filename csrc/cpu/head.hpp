@@ -89,6 +89,11 @@ inline Scale scale_at(const View& view, const BatchRow& b, int64_t h) {
   return {view.data + b.offset(view) + h * view.head, view.row, view.col};
 }
 
+inline ListsOfHead lists_at(const Lists& lists, const BatchRow& b, int64_t h) {
+  const Matrix number = matrix_at(lists.number, b, h);
+  return {number.data, number.row, lists.begin, lists.intervals};
+}
+
 inline int64_t integer_at(const View& view, const BatchRow& b, int64_t otherwise) {
   return view.data ? *(const int64_t*)(view.data + b.offset(view)) : otherwise;
 }
@@ -135,7 +140,7 @@ inline Head<T> head_at(const Problem& p, int64_t batch_row, int64_t h) {
   head.w = matrix_at(p.w, b, h);
   head.queries = integer_at(p.q_lengths, b, p.Lq);
   int64_t keys = integer_at(p.kv_lengths, b, p.Lk);
-  head.sight = {integer_at(p.q_starts, b, keys - head.queries), keys, p.left, p.right};
+  head.sight = {integer_at(p.q_starts, b, keys - head.queries), keys, p.left, p.right, lists_at(p.lists, b, h)};
   head.additive = p.score == Score::additive;
   head.w_scale = number_at(p.scales, b, h, p.scale) * log2e;
   head.scale = head.additive ? 1 : head.w_scale;
@@ -149,6 +154,35 @@ inline Head<T> head_at(const Problem& p, int64_t batch_row, int64_t h) {
   }
   head.modifiers = modifiers_of<T>(p, number_at(p.slopes, b, h, 0));
   return head;
+}
+
+// What lists show to queries i0 .. i1 - 1 of any of the heads, which see the same keys otherwise.
+template <class T>
+inline Shown shown(const Head<T>* heads, int64_t count, int64_t i0, int64_t i1, int64_t k0, int64_t k1,
+                   Outlook& ahead) {
+  if (!heads[0].sight.lists.number) return Shown::all;
+  if (k0 >= ahead.from && k1 <= ahead.until) return ahead.shown;
+  shown(heads[0].sight.lists, i0, i1, k0, k1, ahead = {});
+  for (int64_t h = 1; h < count; ++h) {
+    if (heads[h].sight.lists.number == heads[h - 1].sight.lists.number) continue;
+    const Outlook other = look(heads[h].sight.lists, i0, i1, k0);
+    if (other.shown != ahead.shown) ahead = {Shown::some, k0, k0 + 1};
+    ahead.until = least(ahead.until, other.until);
+  }
+  return k1 <= ahead.until ? ahead.shown : Shown::some;
+}
+
+// No less of the keys k0 .. k1 - 1 than they see.
+template <class T>
+inline Interval seen(const Head<T>* heads, int64_t count, int64_t i0, int64_t i1, int64_t k0, int64_t k1) {
+  bool gaps = false;
+  Interval any = seen(heads[0].sight, i0, i1, k0, k1, gaps);
+  for (int64_t h = 1; h < count; ++h) {
+    if (heads[h].sight.lists.number == heads[h - 1].sight.lists.number) continue;
+    const Interval of = seen(heads[h].sight, i0, i1, k0, k1, gaps);
+    if (of.first < of.end) any = any.first < any.end ? Interval{least(any.first, of.first), most(any.end, of.end)} : of;
+  }
+  return any;
 }
 
 }  // namespace

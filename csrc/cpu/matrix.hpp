@@ -18,6 +18,7 @@ struct Step {
   int64_t k0;
   Extent extent;
   const char *K, *V;
+  bool listed;  // lists hide some of it
 };
 
 // What happens to the scores of a unit before they become exponentials, where anything does; false: nothing has.
@@ -27,12 +28,12 @@ inline bool modify_unit(const MatrixSpace& space, const Step& step, int64_t k1, 
   const Strip& strip = *step.strip;
   const Head<float>& head = *strip.head;
   const Modifiers<float>& by = head.modifiers;
-  const bool edge = step.k0 + keys > k1 || seen(head.sight, strip.i0 + strip.n - 1).first > step.k0 ||
-                    seen(head.sight, strip.i0).end < step.k0 + keys;
+  const int n = int(least(keys, k1 - step.k0));
+  const bool edge = n < keys || seen(head.sight, strip.i0 + strip.n - 1).first > step.k0 ||
+                    seen(head.sight, strip.i0).end < step.k0 + keys || step.listed;
   const bool masked = head.mask.data != nullptr, later = keys_scaled_later<N>(head);
   if (!edge && !masked && !by.any() && !later) return false;
 
-  const int n = int(least(keys, k1 - step.k0));
   const float factor = scaled_later<N> ? float(head.scale) : 1.f;
   F32 count;
   for (int i = 0; i < lanes<float>; ++i) count[i] = float(i);
@@ -40,12 +41,12 @@ inline bool modify_unit(const MatrixSpace& space, const Step& step, int64_t k1, 
   if (later) read_factors(head.K.scale, step.k0, n, keys, space.factors);
   for (int r = 0; r < strip.n; ++r) {
     const int64_t i = strip.i0 + r;
-    const Interval of = seen(head.sight, i);
+    bool hides = masked;
+    const Interval of = seen(head.sight, i, step.k0, step.k0 + n, hides);
     const F32 p = fill(float(i + head.sight.q_start - step.k0)), slope = fill(by.slope);
-    const F32 first = fill(float(most(0, least(keys, of.first - step.k0))));
-    const F32 end = fill(float(most(0, least(n, of.end - step.k0))));
+    const F32 first = fill(float(of.first - step.k0)), end = fill(float(of.end - step.k0));
     if (by.bias) read_row(head.bias, i, step.k0, n, space.bias);
-    if (masked) read_row(head.mask, i, step.k0, n, space.mask);
+    if (hides) read_mask_row(head, i, step.k0, n, space.mask);
     for (int k = 0; k < keys; k += lanes<float>) {
       const F32 j = count + float(k);
       float* at = S + r * unit_keys<N> + k;
@@ -53,7 +54,7 @@ inline bool modify_unit(const MatrixSpace& space, const Step& step, int64_t k1, 
       if (later) s *= take(space.factors + k);
       if (by.any()) s = modified(s, by, take(space.bias + k), slope, p, j);
       if (edge) s = hidden_outside(s, j, first, end);
-      if (masked) s = hidden_where_zero(s, take(space.mask + k));
+      if (hides) s = hidden_where_zero(s, take(space.mask + k));
       put(at, s);
     }
   }
@@ -133,8 +134,9 @@ inline bool write_strip(const Problem& p, const Plan& plan, const Task& task, co
                         const Strip& strip, const float* l, const float* factor) {
   const Head<float>& head = *strip.head;
   auto sees = [&](int64_t i) {
-    const Interval of = seen(head.sight, i);
-    return most(of.first, task.k0) < least(of.end, task.k1);
+    bool gaps = false;
+    const Interval of = seen(head.sight, i, task.k0, task.k1, gaps);
+    return of.first < of.end;
   };
   if (plan.ranges > 1 || head.has_sink || strip.again || !strip.begun || p.Dv != space.Dv) return false;
   if (head.out.col != sizeof(E) || !sees(strip.i0) || !sees(strip.i0 + strip.n - 1)) return false;
@@ -174,9 +176,10 @@ inline void finish_strip(const Problem& p, const Plan& plan, const Task& task, M
   for (int r = 0; r < strip.n; ++r) {
     float* O = strip.O + r * space.Dv;
     const int64_t i = strip.i0 + r;
-    const Interval of = seen(head.sight, i);
+    bool gaps = false;
+    const Interval of = seen(head.sight, i, task.k0, task.k1, gaps);
     float m = 0;
-    const bool none = !strip.begun || most(of.first, task.k0) >= least(of.end, task.k1);
+    const bool none = !strip.begun || of.first >= of.end;
     if (none) {
       m = -infinity;
       l[r] = factor[r] = 0;
@@ -241,29 +244,41 @@ inline void attend_strips(const Problem& p, const Plan& plan, const Task& task, 
   if (strips == 0) return;
 
   const Head<float>& head = space.heads[0];
-  const Interval visible = seen(head.sight, task.q0, most(task.q0, least(task.q1, head.queries)));
+  const int64_t i1 = most(task.q0, least(task.q1, head.queries));
+  const Interval visible = seen(head.sight, task.q0, i1);
   const int64_t end = least(visible.end, task.k1), block = plan.key_block;
   const int64_t unit_of_K = keys / tile_rows * (space.D / 32 * N * tile_bytes);
   const int64_t unit_of_V = space.Dv / tile_rows * (Terms<N>::tiles * tile_bytes);
   // To bring the next head near meanwhile, as brief does, made 96 heads of 128 queries 7 to 10 % slower.
   const Released<M> at_the_end;
+  Outlook ahead = {};
   for (int64_t b = most(visible.first, task.k0) / block * block; b < end; b += block) {
     if (interrupted()) return;
+    if (shown(space.heads, group, task.q0, i1, b, least(b + block, end), ahead) == Shown::none) {
+      if (ahead.until >= end) break;
+      b = (ahead.until / block - 1) * block;
+      continue;
+    }
     M::configure();  // again for each block: a signal handler may have called, and released it
-    const int64_t b1 = least(b + block, end);
-    pack_keys<N>(p, space, head, b, b1);
-    pack_values<N, E>(p, space, head, b, b1);
+    const Interval here = seen(space.heads, group, task.q0, i1, b, least(b + block, end));
+    const int64_t b0 = here.first / keys * keys, b1 = here.end;
+    pack_keys<N>(p, space, head, b0, b1);
+    pack_values<N, E>(p, space, head, b0, b1);
     Pipeline<M, N> pipeline = {space, b1};
     for (int s = 0; s < strips; ++s) {
       Strip& strip = space.strips[s];
       const Interval of = seen(strip.head->sight, strip.i0, strip.i0 + strip.n);
-      for (int64_t k = most(b, of.first / keys * keys); k < least(b1, of.end); k += keys) {
+      for (int64_t k = most(b0, of.first / keys * keys); k < least(b1, of.end); k += keys) {
         const Matrix& mask = strip.head->mask;
         if (mask.data && shown(mask, strip.i0, strip.n, k, least(keys, b1 - k)) == Shown::none) continue;
-        const int64_t unit = (k - b) / keys;
+        const Shown lists =
+            shown(strip.head->sight.lists, strip.i0, strip.i0 + strip.n, k, least(k + keys, b1), strip.ahead);
+        if (lists == Shown::none) continue;
+        const int64_t unit = (k - b0) / keys;
         if (const uint64_t out = space.left_out[unit]) strip.again |= seeing<N>(strip, k, out);
         const Extent extent = {strip.n <= tile_rows ? 1 : 2, N == 1 && least(b1, of.end) - k > 32 ? 2 : 1};
-        pipeline.advance({&strip, k, extent, space.K + unit * unit_of_K, space.V + unit * unit_of_V});
+        pipeline.advance(
+            {&strip, k, extent, space.K + unit * unit_of_K, space.V + unit * unit_of_V, lists == Shown::some});
       }
     }
     pipeline.advance({});

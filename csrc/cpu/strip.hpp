@@ -18,6 +18,7 @@ struct Strip {
   float* whole;    // [32][16]: l of P before it is rounded, where the caller asks for its logarithm
   uint32_t again;  // rows to be done again
   bool begun;
+  Outlook ahead;  // of these queries, on their lists
 };
 
 struct MatrixSpace {
@@ -193,7 +194,8 @@ inline uint32_t seeing(const Strip& strip, int64_t k0, uint64_t left_out) {
     const Interval of = seen(head.sight, strip.i0 + r);
     for (int k = 0; k < unit_keys<N>; ++k) {
       const bool sees = (left_out >> k & 1) && k0 + k >= of.first && k0 + k < of.end &&
-                        (!head.mask.data || *head.mask.at(strip.i0 + r, k0 + k) != 0);
+                        (!head.mask.data || *head.mask.at(strip.i0 + r, k0 + k) != 0) &&
+                        listed(head.sight.lists, strip.i0 + r, k0 + k);
       if (sees) rows |= uint32_t(1) << r;
     }
   }

@@ -97,9 +97,6 @@ __attribute__((noinline)) void exponentials(T* S, int64_t width, int64_t rows, c
   }
 }
 
-// What a boolean array leaves of a block: nothing, all, or some of it.
-enum class Shown { none, some, all };
-
 inline Shown shown(const Matrix& mask, int64_t i, int64_t rows, int64_t j, int64_t keys) {
   if (mask.row == 0) rows = 1;
   if (mask.col == 0) keys = 1;
@@ -138,6 +135,29 @@ inline void read_sheet(const Matrix& M, int64_t i, int64_t n, int64_t j, int64_t
     } else {
       read_transposed<T>({rows, row_step}, count, keys, fill(T(1)), to + c, width);
     }
+  }
+}
+
+// What query i sees of the keys j .. j + n - 1 by array and by list, as 1 and 0.
+template <class T>
+inline void read_mask_row(const Head<T>& head, int64_t i, int64_t j, int64_t n, T* to) {
+  if (head.mask.data) {
+    read_row(head.mask, i, j, n, to);
+  } else {
+    for (int64_t k = 0; k < n; ++k) to[k] = 1;
+  }
+  hide_gaps(head.sight.lists, i, j, n, to);
+}
+
+// The same of a tile, as read_sheet.
+template <class T>
+inline void read_mask(const Head<T>& head, int64_t i, int64_t n, int64_t j, int64_t keys, T* to, int64_t width, T* rows,
+                      int64_t row_step) {
+  if (!head.sight.lists.number) return read_sheet(head.mask, i, n, j, keys, to, width, rows, row_step);
+  for (int64_t c = 0; c < width; c += lanes<T>) {
+    const int64_t count = least(lanes<T>, n - c);
+    for (int64_t r = 0; r < count; ++r) read_mask_row(head, i + c + r, j, keys, rows + r * row_step);
+    read_transposed<T>({rows, row_step}, count, keys, fill(T(1)), to + c, width);
   }
 }
 

@@ -16,6 +16,7 @@ struct Queries {
   int64_t width;  // columns x lanes, n rounded up
   T *Q, *O;       // [D][width], [Dv][width]
   T *m, *l, *limit;
+  Outlook ahead;  // of these queries, on their lists
   AdditiveQueries<T> additive;
 };
 
@@ -67,7 +68,7 @@ inline int64_t set_up(const Problem& p, const Plan& plan, char* from, Workspace<
   work.queries = (Queries<T>*)(from + used);
   used += up(work.tiles * sizeof(Queries<T>), 64);
   for (int t = 0; t < work.tiles; ++t) {
-    Queries<T> q;
+    Queries<T> q = {};
     q.Q = array(p.D * width);
     q.O = array(p.Dv * width);
     q.m = array(width);

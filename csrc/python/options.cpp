@@ -157,16 +157,6 @@ void read_rows(Request& request, Argument argument, View& view, int64_t* own, in
   broadcast(request, argument, array, view, 0, nullptr, nullptr, "the leading axes");
 }
 
-void read_pairs(Request& request, Argument argument, PyArrayObject* array, View& view) {
-  const Problem& problem = request.problem;
-  const int64_t sizes[] = {problem.Hq, problem.Lq, problem.Lk};
-  int64_t strides[3];
-  broadcast(request, argument, array, view, 3, sizes, strides, "(..., Hq, Lq, Lk)");
-  view.head = strides[0];
-  view.row = strides[1];
-  view.col = strides[2];
-}
-
 void read_w(Request& request) {
   Problem& problem = request.problem;
   View& w = problem.w;
@@ -271,6 +261,16 @@ void broadcast(const Request& request, Argument argument, PyArrayObject* array, 
          shape_text(array).ptr(), shape_text(shape, wanted).ptr(), meaning);
 }
 
+void read_pairs(Request& request, Argument argument, PyArrayObject* array, View& view) {
+  const Problem& problem = request.problem;
+  const int64_t sizes[] = {problem.Hq, problem.Lq, problem.Lk};
+  int64_t strides[3];
+  broadcast(request, argument, array, view, 3, sizes, strides, "(..., Hq, Lq, Lk)");
+  view.head = strides[0];
+  view.row = strides[1];
+  view.col = strides[2];
+}
+
 void read_options(Request& request) {
   Problem& problem = request.problem;
   static const char* const scores[] = {"dot", "cosine", "additive"};
@@ -289,11 +289,7 @@ void read_options(Request& request) {
   read_storage_scale(request, argument::k_scale, argument::k, problem.k_scale, problem.k, problem.D);
   read_storage_scale(request, argument::v_scale, argument::v, problem.v_scale, problem.v, problem.Dv);
 
-  problem.mask.data = problem.bias.data = problem.slopes.data = problem.sinks.data = nullptr;
-  if (request.given(argument::mask)) {
-    problem.mask.type = Type::boolean;
-    read_pairs(request, argument::mask, booleans(request, argument::mask), problem.mask);
-  }
+  problem.bias.data = problem.slopes.data = problem.sinks.data = nullptr;
   if (request.given(argument::bias)) {
     read_pairs(request, argument::bias, floating(request, argument::bias, &problem.bias.type), problem.bias);
   }
@@ -304,6 +300,8 @@ void read_options(Request& request) {
   read_rows(request, argument::q_start, problem.q_starts, &request.q_start, -farthest, farthest, nullptr);
   read_rows(request, argument::q_lengths, problem.q_lengths, &request.q_length, 0, problem.Lq, "queries in q");
   read_rows(request, argument::kv_lengths, problem.kv_lengths, &request.kv_length, 0, problem.Lk, "keys in k");
+
+  read_mask(request);
 
   request.threads = 0;
   if (request.given(argument::threads)) {

@@ -49,7 +49,7 @@ struct Request {
 
  private:
   int kept_count = 0;
-  PyObject* kept[2 * arguments];  // fourteen arguments in at most three steps; out, aside, lse, weights, in two forms
+  PyObject* kept[4 * arguments];  // fourteen arguments in at most four steps, lists; results, each in two forms
 };
 
 // While it lives the lock is free, if so many operations are worth that, and Ctrl-C ends the work.
@@ -64,17 +64,21 @@ class Unlocked {
 };
 
 // Each fills its part of the Problem, in this order, or raises.
-void read_operands(Request& request);                         // q, k, v, head_axis: types, sizes, leading axes
-void read_options(Request& request);                          // everything else but out
-void make_results(Request& request);                          // out, lse, weights
-void merge_axes(Problem& problem);                            // leading axes that all strides step through as one
-Outcome compute(Request& request);                            // the Problem, by the chosen backend
+void read_operands(Request& request);                   // q, k, v, head_axis: types, sizes, leading axes
+void read_options(Request& request);                    // everything else but out
+void make_results(Request& request);                    // out, lse, weights
+void read_mask(Request& request);                       // after the lengths and q_start: what stands where decides
+void merge_axes(Problem& problem);                      // leading axes that all strides step through as one
+Outcome compute(Request& request);                      // the Problem, by the chosen backend
 PyObject* hand_out(Request& request, Outcome outcome);  // out, or a tuple: out, lse, weights; nullptr: raised
 
 // Right-aligned broadcasting by NumPy's rule to (leading axes..., sizes[0], ..., sizes[count - 1]). Strides of the last
 // go to strides[]. `meaning` says in words what the last are.
 void broadcast(const Request& request, Argument argument, PyArrayObject* array, View& view, int count,
                const int64_t* sizes, int64_t* strides, const char* meaning);
+
+// To (leading axes..., Hq, Lq, Lk).
+void read_pairs(Request& request, Argument argument, PyArrayObject* array, View& view);
 
 // Has a signal handler raised? What the threads of a long call ask; see set_interrupt.
 bool signalled();

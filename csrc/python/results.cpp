@@ -208,10 +208,10 @@ void make_results(Request& request) {
 void merge_axes(Problem& problem) {
   if (problem.batch_axes == 0) return;
   View* const all[] = {
-      &problem.q,       &problem.k,       &problem.v,           &problem.out,          &problem.lse,
-      &problem.weights, &problem.w,       &problem.mask,        &problem.bias,         &problem.scales,
-      &problem.slopes,  &problem.sinks,   &problem.q_starts,    &problem.q_lengths,    &problem.kv_lengths,
-      &problem.k_scale, &problem.v_scale, &problem.pages.table, &problem.pages.origins};
+      &problem.q,       &problem.k,       &problem.v,           &problem.out,           &problem.lse,
+      &problem.weights, &problem.w,       &problem.mask,        &problem.bias,          &problem.scales,
+      &problem.slopes,  &problem.sinks,   &problem.q_starts,    &problem.q_lengths,     &problem.kv_lengths,
+      &problem.k_scale, &problem.v_scale, &problem.pages.table, &problem.pages.origins, &problem.lists.number};
   View* present[sizeof all / sizeof *all];
   int count = 0, kept = 0;
   for (View* view : all) {

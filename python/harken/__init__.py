@@ -7,6 +7,7 @@
 (10, 512)
 """
 
+from harken import masks
 from harken._load import core as _core
 from harken.additive import additive_attention
 from harken.attention import attention
@@ -40,6 +41,7 @@ __all__ = [
     "get_backend",
     "get_num_threads",
     "info",
+    "masks",
     "merge",
     "quantize",
     "reference",

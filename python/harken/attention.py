@@ -7,6 +7,7 @@ from typing import Any, Literal, TypedDict, Unpack, overload
 from numpy.typing import ArrayLike, NDArray
 
 from harken._load import core
+from harken.masks import Mask
 
 Array = NDArray[Any]
 Window = tuple[int | None, int | None]
@@ -15,7 +16,7 @@ Window = tuple[int | None, int | None]
 class Options(TypedDict, total=False):
     """The keywords of `attention` that do not decide how many arrays it returns."""
 
-    mask: ArrayLike | None
+    mask: ArrayLike | Mask | None
     bias: ArrayLike | None
     causal: bool
     window: Window | None
@@ -95,7 +96,7 @@ def attention(
     k: ArrayLike,
     v: ArrayLike,
     *,
-    mask: ArrayLike | None = None,
+    mask: ArrayLike | Mask | None = None,
     bias: ArrayLike | None = None,
     causal: bool = False,
     window: Window | None = None,
@@ -144,8 +145,9 @@ def attention(
         float32, float16, bfloat16 or, with `k_scale`, int8, whatever q is, and v may be another of these.
     v : array_like, (..., Hkv, Lk, Dv)
         Values, one for each key.
-    mask : array_like of bool, broadcastable to (..., Hq, Lq, Lk), optional
-        True where a query may look.
+    mask : array_like of bool, broadcastable to (..., Hq, Lq, Lk), or Mask, optional
+        True where a query may look; or an expression of `harken.masks`, as `Causal() & Documents(ids)`, which costs no
+        more than what is visible. Both are ANDed with the following.
     bias : array_like of floats, broadcastable to (..., Hq, Lq, Lk), optional
         Added to the scores.
     causal : bool

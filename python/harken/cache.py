@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from harken._load import core
+from harken._mask import Mask
 from harken.attention import attention
 from harken.cache_file import load_cache, save_cache
 from harken.pages import Pages
@@ -222,9 +223,9 @@ class KVCache:
         q_start : integers, (batch,), optional
             The position of the first query, where they are not the last.
         **options
-            All others of `harken.attention` but kv_lengths, with its defaults. `mask` and `bias` broadcast to
-            (batch, Hq, Lq, max(lengths)), and key j of them is the j-th that a row holds. head_axis=-2 holds for q
-            and the result.
+            All others of `harken.attention` but kv_lengths, k_scale and v_scale, with its defaults. `mask` and `bias`
+            broadcast to (batch, Hq, Lq, max(lengths)), and key j of them is the j-th that a row holds. head_axis=-2
+            holds for q and the result.
 
         Returns
         -------
@@ -233,6 +234,11 @@ class KVCache:
         """
         if "kv_lengths" in options:
             raise TypeError("attend() takes no kv_lengths: the cache knows how many keys each row holds, see lengths")
+        for name in ("k_scale", "v_scale"):
+            if options.get(name) is not None:
+                raise TypeError(f"attend() takes no {name}: the cache holds its numbers as they were appended")
+        if isinstance(options.get("mask"), Mask):
+            options["mask"] = options["mask"]._for_lengths(None, self._lengths)
         options["causal"] = causal
         if q_start is not None:
             options["q_start"] = np.subtract(q_start, self._starts) if self._starts.any() else q_start

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from harken.masks import Mask
+
 Array = NDArray[Any]
 
 STORAGE = ("float64", "float32", "float16", "bfloat16")
@@ -19,7 +21,7 @@ def reference(
     k: ArrayLike,
     v: ArrayLike,
     *,
-    mask: ArrayLike | None = None,
+    mask: ArrayLike | Mask | None = None,
     bias: ArrayLike | None = None,
     causal: bool = False,
     window: tuple[int | None, int | None] | None = None,
@@ -153,6 +155,8 @@ def reference(
         visible = visible & (ahead >= -left)
     if right is not None:
         visible = visible & (ahead <= right)
+    if isinstance(mask, Mask):
+        mask = mask._array((*batch, Hq), Lq, Lk, q_start, q_lengths, kv_lengths)
     if mask is not None:
         mask = np.asarray(mask)
         if mask.dtype != bool:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from harken._load import core
+from harken._mask import Mask
 from harken.attention import Window, attention
 
 Array = NDArray[Any]
@@ -21,16 +22,19 @@ def attention_varlen(
     cu_seqlens_q: ArrayLike | None = None,
     cu_seqlens_k: ArrayLike | None = None,
     *,
-    mask: ArrayLike | None = None,
+    mask: ArrayLike | Mask | None = None,
     bias: ArrayLike | None = None,
     causal: bool = False,
     window: Window | None = None,
     q_start: ArrayLike | None = None,
     scale: ArrayLike | None = None,
-    score: Literal["dot", "cosine"] = "dot",
+    score: Literal["dot", "cosine", "additive"] = "dot",
+    w: ArrayLike | None = None,
     softcap: float | None = None,
     alibi: ArrayLike | None = None,
     sinks: ArrayLike | None = None,
+    k_scale: ArrayLike | None = None,
+    v_scale: ArrayLike | None = None,
     precision: Literal["highest", "high", "medium"] = "highest",
     return_lse: bool = False,
     out: Array | None = None,
@@ -53,11 +57,16 @@ def attention_varlen(
         Where each sequence begins, and after the last one Tq, Tk: the sums of lengths, 0 first, as FlashAttention [1]_
         takes them. cu_seqlens_k=None: the same as cu_seqlens_q.
     mask, bias : array, broadcasts to (n, Hq, longest q, longest k)
-        Of sequence s the corner [s, :, :Lq, :Lk] counts; otherwise as in `attention`.
+        Of sequence s the corner [s, :, :Lq, :Lk] counts; otherwise as in `attention`. A mask of `harken.masks` stands
+        in each sequence as it does there.
     q_start : integers, broadcasts to (n,)
         The position of the first query of each sequence; None: its last query sees its last key.
     scale, alibi, sinks : broadcasts to (n, Hq)
         A number, one for each head, or for each sequence and head.
+    w : broadcasts to (n, Hq, D)
+        With score="additive".
+    k_scale, v_scale : broadcast to k, to v
+        As in `attention`; with lists, one factor for each head or channel, or for all.
     causal, window, score, softcap, precision, threads, device
         As in `attention`, for each sequence.
     return_lse : bool
@@ -120,9 +129,12 @@ def attention_varlen(
         ends_k = _ends("cu_seqlens_k", cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k, "k", len(k))
         if len(ends_k) != len(ends_q):
             raise ValueError(f"cu_seqlens_k is for {len(ends_k) - 1} sequences, cu_seqlens_q for {len(ends_q) - 1}")
+    if isinstance(mask, Mask):
+        mask = mask._for_lengths(np.diff(ends_q), np.diff(ends_k))
     options = {
         "mask": mask, "bias": bias, "causal": causal, "window": window, "q_start": q_start, "scale": scale,
-        "score": score, "softcap": softcap, "alibi": alibi, "sinks": sinks, "precision": precision,
+        "score": score, "softcap": softcap, "alibi": alibi, "sinks": sinks,
+        "w": w, "k_scale": k_scale, "v_scale": v_scale, "precision": precision,
         "return_lse": return_lse, "out": out, "threads": threads, "device": device, "head_axis": -2,
     }  # fmt: skip
     result = core.attend_packed(attention, q, k, v, ends_q, ends_k, options)
