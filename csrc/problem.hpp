@@ -28,6 +28,7 @@ struct Pages {
   View origins;            // (B)  i64; or absent: 0
   int64_t rows;            // of a page
   int64_t k_step, v_step;  // bytes from a page to the next
+  int64_t k_scale_step, v_scale_step;  // ... of their factors
 };
 
 struct Interval {

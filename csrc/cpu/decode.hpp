@@ -101,7 +101,7 @@ inline void absorb_rows(const Problem& p, const Head<T>* heads, const DecodeWork
   } else {
     scores_of_rows<T, E, R>(at.K, at.K_step, at.n, rows.Q, at.D, work.S, next_V);
   }
-  if (work.of_K.by_row()) scale_keys<T, R>(work.S, registers, work.factor_K);
+  if (work.of_K.scale.by_row()) scale_keys<T, R>(work.S, registers, work.factor_K);
   if (by.bias) {
     gather<T, R>(p, heads, rows, at.n, work.bias, work.row,
                  [&](const Head<T>& head, int64_t i, T* row) { read_row(head.bias, i, at.k0, at.n, row); });
@@ -132,7 +132,7 @@ inline void absorb_rows(const Problem& p, const Head<T>* heads, const DecodeWork
         put(rows.O + r * at.Dv + d, take(rows.O + r * at.Dv + d) * fill(T(to.factor[r * keys])));
   }
   exponentials_of_rows<T, R>(work.S, registers, to.subtract, rows.l);
-  if (work.of_V.by_row()) scale_keys<T, R>(work.S, registers, work.factor_V);
+  if (work.of_V.scale.by_row()) scale_keys<T, R>(work.S, registers, work.factor_V);
 
   if (careful) {
     for (int i = 0; i < registers * lanes<T>; ++i) work.seen[i] = 0;
@@ -198,8 +198,8 @@ inline bool absorb_keys(const Problem& p, const Task& task, const Head<T>* heads
       at.V_step = Dv;
       if (head.additive) bring(Rows<T>{work.K, D}, n, D, *work.additive);
     }
-    if (work.of_K.by_row()) read_factors(work.of_K, k, n, up(n, lanes<T>), work.factor_K);
-    if (work.of_V.by_row()) read_factors(work.of_V, k, n, up(n, lanes<T>), work.factor_V);
+    if (work.of_K.scale.by_row()) read_factors(work.of_K, k, n, up(n, lanes<T>), work.factor_K);
+    if (work.of_V.scale.by_row()) read_factors(work.of_V, k, n, up(n, lanes<T>), work.factor_V);
     for (int g = 0; g < count; ++g) {
       bool ahead = beyond_L2 && g == 0;
       Ahead V = {ahead && even ? (const char*)at.V : nullptr, head.V.row, p.Dv * int64_t(sizeof(E))};
@@ -244,12 +244,12 @@ inline void attend_decode(const Problem& p, const Plan& plan, int64_t index, cha
   set_up(p, scratch, space);
   int64_t group = p.Hq / p.Hkv;
   for (int64_t g = 0; g < group; ++g) space.heads[g] = head_at<T>(p, task.b, task.h * group + g);
-  Matrix &K = space.heads[0].K, &V = space.heads[0].V;  // all heads of the task read these
-  space.work.of_V = V.scale;
+  Stored &K = space.heads[0].K, &V = space.heads[0].V;  // all heads of the task read these
+  space.work.of_V = V;
   V.scale = {};
   space.work.of_K = {};
   if (!space.heads[0].cosine) {
-    space.work.of_K = K.scale;
+    space.work.of_K = K;
     K.scale = {};
   }
 
@@ -266,7 +266,7 @@ inline void attend_decode(const Problem& p, const Plan& plan, int64_t index, cha
         again |= !finite(space.groups[g].O, space.groups[g].count * up(p.Dv, lanes<T>));
     careful = again;
   }
-  for (int g = 0; g < space.count; ++g) finish(p, plan, task, space.heads, space.work.of_V, space.groups[g]);
+  for (int g = 0; g < space.count; ++g) finish(p, plan, task, space.heads, space.work.of_V.scale, space.groups[g]);
 }
 
 }  // namespace

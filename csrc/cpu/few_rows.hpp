@@ -18,7 +18,7 @@ struct DecodeWorkspace {
   AdditiveKeys<T>* additive;  // of the chunk; and w of each head
   ChannelWeights<T>* w;
   // Off the keys and values, of which only numbers as they are stored are read:
-  Scale of_K, of_V;  // of each column: into q, into O. Of each row: into the scores, into the weights after l is summed
+  Stored of_K, of_V;       // by column: into q, into O; by row: into the scores, into the weights after l is summed
   T *factor_K, *factor_V;  // [chunk + lanes], the factors of its rows
   bool digits;             // the products are those of digits.hpp
   DigitSpace digit;
@@ -121,7 +121,7 @@ inline void start(const Problem& p, const Head<T>* heads, const DecodeWorkspace<
     const Head<T>& head = heads[of_task / p.Lq];
     T* q = rows.Q + r * D;
     compact(head.Q, of_task % p.Lq, 1, p.D, D, head.cosine, q);
-    if (work.of_K.data && !work.of_K.by_row()) scale_row(work.of_K, 0, p.D, q);
+    if (work.of_K.scale.data && !work.of_K.scale.by_row()) scale_row(work.of_K.scale, 0, p.D, q);
     for (int64_t d = 0; d < D; d += lanes<T>) put(q + d, take(q + d) * fill(T(head.scale)));
     if (parted(head)) part(q, 1, D);
   }

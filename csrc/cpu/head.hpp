@@ -34,7 +34,7 @@ struct Matrix {
 // Keys or values, which may lie in pages.
 struct Stored : Matrix {
   const int64_t* table;  // null: they lie evenly
-  int64_t origin, rows, step;
+  int64_t origin, rows, step, scale_step;
 
   char* at(int64_t, int64_t) const = delete;  // a page has places
 
@@ -44,8 +44,10 @@ struct Stored : Matrix {
 
   Matrix page(int64_t i) const {  // that of row i; its rows have the numbers that they have here
     if (!table) return *this;
-    const int64_t n = (i + origin) / rows;
-    return {data + table[n] * step - (n * rows - origin) * row, type, row, col, scale};
+    const int64_t n = (i + origin) / rows, before = n * rows - origin;
+    Scale by = scale;
+    if (by.data) by.data += table[n] * scale_step - before * by.row;
+    return {data + table[n] * step - before * row, type, row, col, by};
   }
 
   template <class Body>
@@ -98,10 +100,17 @@ inline int64_t integer_at(const View& view, const BatchRow& b, int64_t otherwise
   return view.data ? *(const int64_t*)(view.data + b.offset(view)) : otherwise;
 }
 
-inline Stored stored_at(const Pages& pages, const View& view, int64_t step, const BatchRow& b, int64_t h) {
+inline Stored stored_at(const Pages& pages, const View& view, int64_t step, const View& scale, int64_t scale_step,
+                        const BatchRow& b, int64_t h) {
   const View& table = pages.table;
-  return {matrix_at(view, b, h), table.data ? (const int64_t*)(table.data + b.offset(table)) : nullptr,
-          integer_at(pages.origins, b, 0), pages.rows, step};
+  Stored stored = {matrix_at(view, b, h),
+                   table.data ? (const int64_t*)(table.data + b.offset(table)) : nullptr,
+                   integer_at(pages.origins, b, 0),
+                   pages.rows,
+                   step,
+                   scale_step};
+  stored.scale = scale_at(scale, b, h);
+  return stored;
 }
 
 inline double number_at(const View& view, const BatchRow& b, int64_t h, double otherwise) {
@@ -128,10 +137,8 @@ inline Head<T> head_at(const Problem& p, int64_t batch_row, int64_t h) {
   locate(p, batch_row, b);
   int64_t kv = h / (p.Hq / p.Hkv);
   head.Q = matrix_at(p.q, b, h);
-  head.K = stored_at(p.pages, p.k, p.pages.k_step, b, kv);
-  head.V = stored_at(p.pages, p.v, p.pages.v_step, b, kv);
-  head.K.scale = scale_at(p.k_scale, b, kv);
-  head.V.scale = scale_at(p.v_scale, b, kv);
+  head.K = stored_at(p.pages, p.k, p.pages.k_step, p.k_scale, p.pages.k_scale_step, b, kv);
+  head.V = stored_at(p.pages, p.v, p.pages.v_step, p.v_scale, p.pages.v_scale_step, b, kv);
   head.out = matrix_at(p.out, b, h);
   head.lse = matrix_at(p.lse, b, h);
   head.weights = matrix_at(p.weights, b, h);

@@ -38,7 +38,7 @@ inline bool modify_unit(const MatrixSpace& space, const Step& step, int64_t k1, 
   F32 count;
   for (int i = 0; i < lanes<float>; ++i) count[i] = float(i);
   for (int i = n; i < keys; ++i) space.bias[i] = space.mask[i] = 0;
-  if (later) read_factors(head.K.scale, step.k0, n, keys, space.factors);
+  if (later) read_factors(head.K, step.k0, n, keys, space.factors);
   for (int r = 0; r < strip.n; ++r) {
     const int64_t i = strip.i0 + r;
     bool hides = masked;

@@ -119,13 +119,16 @@ inline void scale_row(const Scale& by, int64_t i, int64_t n, T* row) {
 
 // The factors of rows i .. i + n - 1, then 0 up to `whole`.
 template <class T>
-inline void read_factors(const Scale& by, int64_t i, int64_t n, int64_t whole, T* to) {
+inline void read_factors(const Stored& M, int64_t i, int64_t n, int64_t whole, T* to) {
   for (int64_t r = n; r < whole; ++r) to[r] = 0;
-  if (by.row == sizeof(T)) {
-    __builtin_memcpy(to, by.data + i * by.row, n * sizeof(T));
-    return;
-  }
-  for (int64_t r = 0; r < n; ++r) to[r] = by.at<T>(i + r, 0);
+  M.for_pages(i, i + n, [&](const Matrix& page, int64_t from, int64_t end) {
+    const Scale& by = page.scale;
+    if (by.row == sizeof(T)) {
+      __builtin_memcpy(to + from - i, by.data + from * by.row, (end - from) * sizeof(T));
+    } else {
+      for (; from < end; ++from) to[from - i] = by.at<T>(from, 0);
+    }
+  });
 }
 
 // Rows i .. i + n - 1 in the compute type, `step` numbers a row and 0 beyond `count`; unit: divided by their norms.

@@ -202,7 +202,7 @@ void read_storage_scale(Request& request, Argument argument, Argument of, View& 
     fits = size == 1 || size == PyArray_DIM(own, axis);
     const int from_end = axes - axis;  // 1: column
     if (from_end <= 3) {
-      const bool swapped = request.heads_last && axes > 2 && from_end > 1;
+      const bool swapped = request.heads_last && !request.stored && axes > 2 && from_end > 1;
       strides[swapped ? from_end - 2 : 3 - from_end] = stride;
     } else {
       view.batch[axis + problem.batch_axes + 3 - axes] = stride;

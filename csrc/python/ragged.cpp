@@ -155,6 +155,11 @@ py::object attend_stored(const py::object& attention, const py::object& queries,
     if (problem.Lk < held.at[b]) problem.Lk = held.at[b];
   }
   read_options(request);
+  if (!table.is_none()) {
+    problem.pages.k_scale_step = problem.k_scale.batch[0];
+    problem.pages.v_scale_step = problem.v_scale.batch[0];
+    problem.k_scale.batch[0] = problem.v_scale.batch[0] = 0;
+  }
   make_results(request);
   if (!alike) return result(request, compute(request, {held.count, nullptr, nullptr, held.at}, pairs));
   merge_axes(problem);

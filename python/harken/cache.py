@@ -16,7 +16,7 @@ from harken.attention import attention
 from harken.cache_file import load_cache, save_cache
 from harken.pages import Pages
 from harken.reference import STORAGE
-from harken.storage import Storage
+from harken.storage import Storage, stored_as, whole_size
 
 Array = NDArray[Any]
 Layout = Literal["contiguous", "ring", "paged"]
@@ -45,7 +45,10 @@ class KVCache:
     value_dim : int, optional
         Channels of a value; `head_dim` unless given.
     dtype : float32, float64, float16 or ml_dtypes.bfloat16
-        Of keys and values, and of the queries that attend to them.
+        Of keys and values as they are appended, and of the queries that attend to them.
+    kv_dtype : None, "int8", "float16", "bfloat16" or "float32"
+        What they are kept in; `dtype` unless given. int8 keeps a factor for each token and head, `quantize(x)`, and
+        rounds each number to 1/127 of the largest beside it. float64 is kept as it is.
     layout : "contiguous", "ring" or "paged"
         contiguous: one place a key; a row that is full takes no more. ring: a row that is full drops its oldest keys
         and goes on. paged: rows take pages of `page_size` keys from a pool as they grow, and `fork` shares them.
@@ -64,10 +67,15 @@ class KVCache:
     free_pages : int
         Pages that no row holds; 0 where there are none.
     nbytes : int
-        Bytes of keys and values, used or not.
+        Bytes of keys, values and factors, used or not.
 
     Notes
     -----
+    With another `kv_dtype` than `dtype`, K_b and V_b are what was appended, rounded to it once: the bits are those of
+    `attention` over arrays of that type, with k_scale and v_scale for int8. What int8 costs is bounded. With s_j and
+    t_j the factors of a key and of its value, logits are off by up to delta = |scale| sum_d |q_d| max_j s_j / 2, and
+    the result by up to (e^(2 delta) - 1) max |v| + max_j t_j / 2.
+
     Storage is (row or page, head, key, channel): a head's keys lie one behind the other, as decoding reads them. With
     the heads of a key side by side, rows of 4 KiB apart, decoding takes 1.37 times as long (8 heads, 4096 keys of 128
     channels, one thread).
@@ -111,6 +119,7 @@ class KVCache:
         *,
         value_dim: int | None = None,
         dtype: DTypeLike = np.float32,
+        kv_dtype: DTypeLike | None = None,
         layout: Layout = "contiguous",
         page_size: int | None = None,
         pages: int | None = None,
@@ -120,21 +129,22 @@ class KVCache:
         if layout != "paged" and (page_size is not None or pages is not None):
             name = "pages" if page_size is None else "page_size"
             raise ValueError(f"{name} is given for layout={layout!r}: only layout='paged' has pages")
-        batch, self.kv_heads = _size("batch", batch), _size("kv_heads", kv_heads)
-        self.capacity, self.head_dim = _size("capacity", capacity), _size("head_dim", head_dim)
-        self.value_dim = self.head_dim if value_dim is None else _size("value_dim", value_dim)
+        batch, self.kv_heads = whole_size("batch", batch), whole_size("kv_heads", kv_heads)
+        self.capacity, self.head_dim = whole_size("capacity", capacity), whole_size("head_dim", head_dim)
+        self.value_dim = self.head_dim if value_dim is None else whole_size("value_dim", value_dim)
         self.dtype: np.dtype[Any] = np.dtype(dtype)
         if self.dtype.name not in STORAGE or not self.dtype.isnative:
             raise TypeError(f"dtype is {self.dtype}: give one of {', '.join(STORAGE)}")
+        self.kv_dtype: np.dtype[Any] = stored_as(kv_dtype, self.dtype)
         self.layout: Layout = layout
         self.page_size: int | None = None
         pool, count, size = None, batch, self.capacity
         if layout == "paged":
-            self.page_size = size = 64 if page_size is None else _size("page_size", page_size)
+            self.page_size = size = 64 if page_size is None else whole_size("page_size", page_size)
             width = -(-self.capacity // size)
-            count = batch * width if pages is None else _size("pages", pages)
+            count = batch * width if pages is None else whole_size("pages", pages)
             pool = Pages(batch, width, size, count)
-        self._storage = Storage(count, self.kv_heads, size, (self.head_dim, self.value_dim), self.dtype, pool)
+        self._storage = Storage(count, self.kv_heads, size, (self.head_dim, self.value_dim), self.kv_dtype, pool)
         self._lengths, self._starts = np.zeros(batch, np.int64), np.zeros(batch, np.int64)
         self._rows = np.arange(batch)
         self._twice = np.repeat(self._rows[:, None], 2, axis=1)  # a ring's table: its one page, and it again
@@ -161,11 +171,12 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        return self._storage.k.nbytes + self._storage.v.nbytes
+        return sum(array.nbytes for array in self._storage.arrays.values())
 
     def __repr__(self) -> str:
         held = f"{self._lengths.min()} to {self._lengths.max()}" if self.batch else "no"
-        return f"<KVCache {self.layout} {self.dtype}: {self.batch} rows with {held} of {self.capacity} keys>"
+        kept = "" if self.kv_dtype == self.dtype else f" kept in {self.kv_dtype}"
+        return f"<KVCache {self.layout} {self.dtype}{kept}: {self.batch} rows with {held} of {self.capacity} keys>"
 
     def append(self, k: ArrayLike, v: ArrayLike, lengths: ArrayLike | None = None) -> None:
         """Put keys and values behind those that each row holds.
@@ -181,6 +192,7 @@ class KVCache:
         ------
         ValueError
             A shape that does not fit; a row that is full (not in a ring), or no free page. Nothing has changed then.
+            NaN or Inf for int8.
         TypeError
             Another dtype.
         """
@@ -196,15 +208,17 @@ class KVCache:
                 "truncate or reset it, make the cache larger, or use layout='ring', which drops the oldest"
             )
         storage, at = self._storage, self._starts + self._lengths
+        given = storage.as_stored(k, v)
         if storage.pool is not None:
             for shared, own in storage.pool.extend(self._lengths, held):
-                storage.k[own], storage.v[own] = storage.k[shared], storage.v[shared]
+                storage.copy_page(shared, own)
         if k.shape[2] == 1 and counts.all():
-            storage.write_one(self._rows, at, k[:, :, 0], v[:, :, 0])
+            storage.write_one(self._rows, at, {name: x[:, :, 0] for name, x in given.items()})
         else:
             for row, count in enumerate(counts.tolist()):
                 skipped = max(0, count - self.capacity)  # of a ring, what would be dropped at once
-                storage.write(row, int(at[row]) + skipped, k[row, :, skipped:count], v[row, :, skipped:count])
+                its = {name: x[row, :, skipped:count] for name, x in given.items()}
+                storage.write(row, int(at[row]) + skipped, its)
         dropped = np.maximum(held - self.capacity, 0)
         self._lengths = held - dropped
         self._starts += dropped
@@ -236,10 +250,10 @@ class KVCache:
             raise TypeError("attend() takes no kv_lengths: the cache knows how many keys each row holds, see lengths")
         for name in ("k_scale", "v_scale"):
             if options.get(name) is not None:
-                raise TypeError(f"attend() takes no {name}: the cache holds its numbers as they were appended")
+                raise TypeError(f"attend() takes no {name}: the cache keeps the factors that belong to its numbers")
         if isinstance(options.get("mask"), Mask):
             options["mask"] = options["mask"]._for_lengths(None, self._lengths)
-        options["causal"] = causal
+        options |= {"causal": causal, **self._storage.factors}
         if q_start is not None:
             options["q_start"] = np.subtract(q_start, self._starts) if self._starts.any() else q_start
         table = origins = None
@@ -256,13 +270,14 @@ class KVCache:
         """The keys that a row holds, (kv_heads, lengths[row], head_dim), in the order of their positions.
 
         A read-only view where they lie evenly: in a contiguous cache, in a ring that has not gone round, in one page.
-        Else a copy. Without `row`, those of all rows, (batch, kv_heads, L, head_dim), which must hold L each.
+        Else a copy. Without `row`, those of all rows, (batch, kv_heads, L, head_dim), which must hold L each. Of int8
+        the numbers that it stands for, a copy in float32.
         """
-        return self._held(self._storage.k, row)
+        return self._held("k", row)
 
     def values(self, row: int | None = None) -> Array:
         """The values that a row holds, (kv_heads, lengths[row], value_dim); see `keys`."""
-        return self._held(self._storage.v, row)
+        return self._held("v", row)
 
     def truncate(self, lengths: ArrayLike) -> None:
         """Keep the first `lengths` keys of each row, (batch,) or one number for all: what a draft got wrong goes.
@@ -322,17 +337,21 @@ class KVCache:
         """The cache that `save` wrote. ValueError if the file holds none."""
         return load_cache(cls, Path(path))
 
-    def _held(self, which: Array, row: int | None) -> Array:
+    def _held(self, name: str, row: int | None) -> Array:
         if row is None:
             length = int(self._lengths[0])
             if (self._lengths != length).any():
                 raise ValueError(f"rows hold {self._lengths.tolist()} keys: name one, these make no array")
-            if self._storage.pool is None and not self._starts.any():
-                return _read_only(which[:, :, :length])
-            return _read_only(np.stack([self._held(which, n) for n in range(self.batch)]))
+            storage = self._storage
+            if storage.pool is None and not self._starts.any() and not storage.factors:
+                return _read_only(storage.arrays[name][:, :, :length])
+            return _read_only(np.stack([self._held(name, n) for n in range(self.batch)]))
         row = self._row(row)
-        first = int(self._starts[row])
-        return _read_only(self._storage.read(which, row, first, first + int(self._lengths[row])))
+        first, end = int(self._starts[row]), int(self._starts[row] + self._lengths[row])
+        held = self._storage.read(name, row, first, end)
+        if self._storage.factors:
+            held = held * self._storage.read(f"{name}_scale", row, first, end)
+        return _read_only(held)
 
     # --- what was given ---
 
@@ -370,16 +389,6 @@ class KVCache:
                 f"{name} of row {row} is {each[row]}: wanted 0 to {np.broadcast_to(limit, each.shape)[row]}, the {what}"
             )
         return each
-
-
-def _size(name: str, given: Any) -> int:
-    try:
-        size = operator.index(given)
-    except TypeError:
-        raise TypeError(f"{name} is {given!r}: wanted an integer, 1 or more") from None
-    if size < 1:
-        raise ValueError(f"{name} is {size}: wanted 1 or more")
-    return size
 
 
 def _read_only(x: Array) -> Array:
