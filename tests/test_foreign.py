@@ -264,3 +264,28 @@ def test_numpys_own_are_as_they_were() -> None:
         assert not is_foreign(given_x)
         assert view("q", given_x) is given_x
         assert type(harken.attention(given_x, given_x, given_x)) is np.ndarray
+
+
+def test_everything_else_that_takes_arrays(library: Library) -> None:
+    """The same numbers as with NumPy's arrays, and every array of a result in kind."""
+    x = np.random.default_rng(8).standard_normal((2, 2, 12, 16)).astype(np.float32)
+    rows = np.ascontiguousarray(x[0].swapaxes(0, 1))
+    y, packed = library.of(x), library.of(rows)
+    cos, sin = harken.rope_table(12, 16)
+    cache = harken.KVCache(2, 2, 64, 16)
+    cache.append(y, y)
+    pairs = [
+        (harken.rope(y, cos, sin), harken.rope(x, cos, sin)),
+        (harken.additive_attention(y, y, y), harken.additive_attention(x, x, x)),
+        (harken.attention_varlen(packed, packed, packed, [0, 5, 12]), harken.attention_varlen(*[rows] * 3, [0, 5, 12])),
+        (cache.attend(y), harken.attention(x, x, x, causal=True)),
+    ]
+    stats, same = (harken.attention_stats(a, a, top_k=2, entropy=True) for a in (y, x))
+    pairs += [(getattr(stats, name), getattr(same, name)) for name in ("lse", "top_indices", "top_weights", "entropy")]
+    for found, expected in pairs:
+        assert isinstance(found, library.kind)
+        np.testing.assert_array_equal(library.numpy(found), expected)
+    listed = [library.of(part) for part in (rows[:5], rows[5:])]
+    parts = harken.attention_varlen(listed, listed, listed)
+    assert len(parts) == 2
+    assert all(isinstance(part, library.kind) for part in parts)

@@ -361,7 +361,11 @@ def test_refuses(options: dict[str, Any], error: type[Exception], words: str) ->
 
 def test_one_signature() -> None:
     """The options of attention that shape weights, by the same names and defaults, and then what to say of these."""
-    of = {n: p for n, p in inspect.signature(harken.attention).parameters.items() if n not in ("v", "out", "device")}
+    of = {
+        n: p
+        for n, p in inspect.signature(harken.attention).parameters.items()
+        if n not in ("v", "v_scale", "out", "device")
+    }
     own = inspect.signature(attention_stats).parameters
     shared = [n for n in of if not n.startswith("return_")]
     assert list(own) == [*shared, "top_k", "per_key_mass", "entropy", "rows"]

@@ -14,6 +14,7 @@ from harken._load import core
 from harken._mask import Mask
 from harken.attention import attention
 from harken.cache_file import load_cache, save_cache
+from harken.foreign import view
 from harken.pages import Pages
 from harken.reference import STORAGE
 from harken.storage import Storage, stored_as, whole_size
@@ -362,7 +363,7 @@ class KVCache:
         return index % self.batch
 
     def _given(self, name: str, x: ArrayLike, channels: int) -> Array:
-        x = np.asarray(x)
+        x = np.asarray(view(name, x))
         if x.dtype != self.dtype:
             raise TypeError(
                 f"{name} is {x.dtype}, the cache holds {self.dtype}: give {name}.astype({self.dtype.name!r})"

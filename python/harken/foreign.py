@@ -8,7 +8,8 @@ also have `__dlpack_c_exchange_api__`, such as PyTorch's, meet `attention` in fo
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -57,13 +58,35 @@ def give(like: Any, array: Array) -> Any:
     return result if getattr(result, "device", None) == device else library.from_dlpack(exporter, device=device)
 
 
+def any_foreign(given: Iterable[Any]) -> bool:
+    """Is one of them an array of another library, or a list with one?"""
+    return any(is_foreign(x) or (isinstance(x, (list, tuple)) and any(map(is_foreign, x))) for x in given)
+
+
 def in_numpy(function: Callable[..., Any], given: dict[str, Any]) -> Any:
-    """What a function of q, k, v, ... and out that computes with NumPy answers to arrays of any library."""
-    results = function(**{name: view(name, x) for name, x in given.items()})
-    first, *others = results if isinstance(results, tuple) else (results,)
-    q, out = given["q"], given["out"]
-    first = give(q, first) if out is None else out
-    return (first, *(give(q, x) for x in others)) if others else first
+    """What a function of q (or x), ... and out that computes with NumPy answers to arrays of any library."""
+
+    def viewed(name: str, x: Any) -> Any:
+        if isinstance(x, (list, tuple)) and any(map(is_foreign, x)):
+            return [view(f"{name}[{n}]", part) for n, part in enumerate(x)]
+        return view(name, x)
+
+    def answered(x: Any) -> Any:
+        if isinstance(x, np.ndarray):
+            return give(like, x)
+        if isinstance(x, (list, tuple)):
+            return type(x)(map(answered, x))
+        if is_dataclass(x) and not isinstance(x, type):
+            return type(x)(*(answered(getattr(x, f.name)) for f in fields(x)))
+        return x
+
+    results = function(**{name: viewed(name, x) for name, x in given.items()})
+    like, out = given["q" if "q" in given else "x"], given.get("out")
+    if isinstance(like, (list, tuple)):
+        like = like[0]
+    if out is None:
+        return answered(results)
+    return (out, *map(answered, results[1:])) if isinstance(results, tuple) else out
 
 
 class _Export:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from harken.masks import Mask
+if TYPE_CHECKING:
+    from harken.masks import Mask
 
 Array = NDArray[Any]
 
@@ -155,8 +156,8 @@ def reference(
         visible = visible & (ahead >= -left)
     if right is not None:
         visible = visible & (ahead <= right)
-    if isinstance(mask, Mask):
-        mask = mask._array((*batch, Hq), Lq, Lk, q_start, q_lengths, kv_lengths)
+    if hasattr(mask, "_dense"):
+        mask = cast("Mask", mask)._array((*batch, Hq), Lq, Lk, q_start, q_lengths, kv_lengths)
     if mask is not None:
         mask = np.asarray(mask)
         if mask.dtype != bool:

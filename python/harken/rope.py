@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from harken.foreign import any_foreign, in_numpy
 from harken.reference import _floating
 
 Array = NDArray[Any]
@@ -84,6 +85,9 @@ def rope(
     [[-3.4564]]
     [[-3.4564]]
     """
+    given = dict(locals())
+    if any_foreign(given.values()):
+        return cast(Array, in_numpy(rope, given))
     x, cos, sin = _floating("x", x), _floating("cos", cos), _floating("sin", sin)
     if x.ndim < 2:
         raise ValueError(f"x has shape {x.shape}: wanted (..., H, L, D), or (L, D) for one head")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from harken._mask import Mask
 from harken.attention import Window, attention
 from harken.explain import explain
+from harken.foreign import any_foreign, in_numpy
 from harken.tiles import Whole
 
 Array = NDArray[Any]
@@ -44,7 +46,7 @@ def attention_stats(
     q: ArrayLike,
     k: ArrayLike,
     *,
-    mask: ArrayLike | None = None,
+    mask: ArrayLike | Mask | None = None,
     bias: ArrayLike | None = None,
     causal: bool = False,
     window: Window | None = None,
@@ -52,10 +54,12 @@ def attention_stats(
     q_lengths: ArrayLike | None = None,
     kv_lengths: ArrayLike | None = None,
     scale: ArrayLike | None = None,
-    score: Literal["dot", "cosine"] = "dot",
+    score: Literal["dot", "cosine", "additive"] = "dot",
+    w: ArrayLike | None = None,
     softcap: float | None = None,
     alibi: ArrayLike | None = None,
     sinks: ArrayLike | None = None,
+    k_scale: ArrayLike | None = None,
     precision: Literal["highest", "high", "medium"] = "highest",
     head_axis: int = -3,
     threads: int | None = None,
@@ -79,8 +83,8 @@ def attention_stats(
         Queries.
     k : array_like, (..., Hkv, Lk, D)
         Keys.
-    mask, bias, causal, window, q_start, q_lengths, kv_lengths, scale, score, softcap, alibi, sinks, precision,
-    head_axis, threads
+    mask, bias, causal, window, q_start, q_lengths, kv_lengths, scale, score, w, softcap, alibi, sinks, k_scale,
+    precision, head_axis, threads
         As in `harken.attention`.
     top_k : int
         How many of the largest weights of each query to give, and where they are. 0: none. A key whose weight is 0 is
@@ -143,6 +147,9 @@ def attention_stats(
     >>> stats.per_key_mass.round(3)
     array([0.252, 0.25 , 1.247, 0.252])
     """
+    given = dict(locals())
+    if any_foreign(given.values()):
+        return cast(AttentionStats, in_numpy(attention_stats, given))
     options: dict[str, Any] = {
         "mask": mask,
         "bias": bias,
@@ -153,14 +160,16 @@ def attention_stats(
         "kv_lengths": kv_lengths,
         "scale": scale,
         "score": score,
+        "w": w,
         "softcap": softcap,
         "alibi": alibi,
         "sinks": sinks,
+        "k_scale": k_scale,
         "precision": precision,
         "head_axis": head_axis,
         "threads": threads,
     }
-    plan = explain(q, k, k, **options, return_lse=True, return_weights=True)  # which checks them all
+    plan = explain(q, k, k, **options, v_scale=k_scale, return_lse=True, return_weights=True)  # which checks them all
     whole = Whole(q, k, options, plan.computed_in)
     Lq, Lk, count = whole.Lq, whole.Lk, _count(top_k)
     per_key_mass, entropy = _flag("per_key_mass", per_key_mass), _flag("entropy", entropy)
@@ -195,7 +204,7 @@ def attention_stats(
     found = [None if x is None else whole.result(x) for x in (top_indices, top_weights, nats, mass, row_weights)]
     if all_queries:
         return AttentionStats(whole.result(lse), *found)
-    return AttentionStats(attention(q, k, np.asarray(k)[..., :0], **options, return_lse=True)[1], *found)
+    return AttentionStats(attention(q, k, np.asarray(k)[..., :0], **options, v_scale=1.0, return_lse=True)[1], *found)
 
 
 def _largest(P: Array, lse: Array, count: int) -> tuple[Array, Array]:

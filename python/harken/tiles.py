@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from harken._mask import Mask
 from harken.attention import attention
 
 Array = NDArray[Any]
@@ -54,20 +55,34 @@ class Whole:
         self.compute = np.dtype(compute)
         self.Q = self.per_head(Q, self.Lq, D)
         self.K = np.broadcast_to(K, (*self.batch, Hkv, self.Lk, D))[..., None, :, :]
+        self.k_scale: Array | None = None
+        if options["k_scale"] is not None:
+            by = np.broadcast_to(np.asarray(options["k_scale"], self.compute), np.shape(k))
+            by = by.swapaxes(-3, -2) if options["head_axis"] == -2 and by.ndim > 2 else by
+            self.k_scale = np.broadcast_to(by, (*self.batch, Hkv, self.Lk, D))[..., None, :, :]
 
         def given(*names: str) -> dict[str, Any]:
             return {name: options[name] for name in names if options[name] is not None}
 
-        self.alike = given("causal", "window", "score", "softcap", "precision", "threads")
+        self.alike = given("causal", "score", "softcap", "precision", "threads")
         self.of_heads = {name: self.per_head(np.asarray(x)) for name, x in given("scale", "alibi", "sinks").items()}
-        self.of_pairs = {
-            name: self.per_head(np.asarray(x), self.Lq, self.Lk) for name, x in given("mask", "bias").items()
-        }
+        self.of_channels = {name: self.per_head(np.asarray(x), D) for name, x in given("w").items()}
+        pairs, window = given("mask", "bias"), options["window"]
+        self.lists: tuple[Array, Array, Array] | None = None
+        if isinstance(pairs.get("mask"), Mask):
+            mask, where = pairs.pop("mask"), (options[name] for name in ("q_start", "q_lengths", "kv_lengths"))
+            left, right, array, lists = mask._compile((*self.batch, self.Hq), self.Lq, self.Lk, *where)
+            window = tuple(_narrower(a, b) for a, b in zip(window or (None, None), (left, right), strict=True))
+            pairs |= {} if array is None else {"mask": array}
+            if lists is not None:
+                self.lists = self.per_head(lists[0], self.Lq), *lists[1:]
+        self.alike["window"] = window
+        self.of_pairs = {name: self.per_head(np.asarray(x), self.Lq, self.Lk) for name, x in pairs.items()}
         lengths = {"q_lengths": self.Lq, "kv_lengths": self.Lk} | given("q_lengths", "kv_lengths", "q_start")
         integers = {name: self.per_key_head(x) for name, x in lengths.items()}
         self.q_length, self.kv_length = integers["q_lengths"], integers["kv_lengths"]
         self.start = integers.get("q_start", self.kv_length - self.q_length)
-        sides = (None if side is None else operator.index(side) for side in options["window"] or (None, None))
+        sides = (None if side is None else operator.index(side) for side in window or (None, None))
         self.left, self.right = sides
         if options["causal"]:
             self.right = 0
@@ -90,9 +105,11 @@ class Whole:
         """The queries of these runs, from the first up to the last, in every head."""
         most = TILE // self.compute.itemsize
         longest = max((last - first for first, last in runs), default=0)
-        widened = 0 if self.K.dtype == self.compute else self.Lk * self.Q.shape[-1]
+        widened = 0 if self.K.dtype == self.compute and self.k_scale is None else self.Lk * self.Q.shape[-1]
         for heads in cut(self.heads, most // max(min(longest, ROWS) * self._keys(ROWS), widened, 1)):
             K = self.K[heads[:-1]].astype(self.compute, copy=False)
+            if self.k_scale is not None:
+                K = K * self.k_scale[heads[:-1]]
             step = self._queries(most // math.prod(part.stop - part.start for part in heads))
             end = int(self.q_length[heads[:-1]].max())
             for first, last in runs:
@@ -124,7 +141,11 @@ class Whole:
             end = min(end, int(start.max()) + queries + self.right)
         keys = slice(min(first, self.Lk), max(end, min(first, self.Lk)))
         own: dict[str, Any] = {name: x[heads] for name, x in self.of_heads.items()}
+        own |= {name: x[heads] for name, x in self.of_channels.items()}
         own |= {name: x[(*heads, at, keys)] for name, x in self.of_pairs.items()}
+        if self.lists is not None:
+            shown = _shown(*self.lists, (*heads, at), keys)
+            own["mask"] = shown & own["mask"] if "mask" in own else shown
         _, lse, weights = attention(
             self.Q[(*heads, at)].astype(self.compute, copy=False),
             K[..., keys, :],
@@ -138,6 +159,24 @@ class Whole:
             return_weights=True,
         )
         return Tile(heads, at, keys, weights, lse)
+
+
+def _narrower(a: Any, b: int | None) -> Any:
+    """The nearer side of two windows."""
+    return b if a is None else a if b is None else min(operator.index(a), b)
+
+
+def _shown(number: Array, begin: Array, ends: Array, rows: tuple[slice, ...], keys: slice) -> Array:
+    """Whether these rows see these keys, by lists of intervals: +1 where one begins, -1 behind it, and sums of that."""
+    lists, of_row = np.unique(number[rows], return_inverse=True)
+    counts = begin[lists + 1] - begin[lists]
+    which = np.repeat(np.arange(len(lists)), counts)
+    at = np.arange(len(which)) + np.repeat(begin[lists] - (np.cumsum(counts) - counts), counts)
+    steps = np.zeros((len(lists), keys.stop - keys.start + 1), np.int32)
+    for side, step in ((0, 1), (1, -1)):
+        np.add.at(steps, (which, np.clip(ends[at, side] - keys.start, 0, keys.stop - keys.start)), step)
+    seen: Array = steps.cumsum(axis=1)[:, :-1] > 0
+    return seen[of_row.reshape(number[rows].shape)]
 
 
 def cut(shape: tuple[int, ...], most: int) -> Iterator[Slices]:

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from harken._load import core
 from harken._mask import Mask
 from harken.attention import Window, attention
+from harken.foreign import any_foreign, in_numpy
 
 Array = NDArray[Any]
 
@@ -107,6 +108,9 @@ def attention_varlen(
     >>> [part.shape for part in harken.attention_varlen([x[:5], x[5:]], [x[:5], x[5:]], [x[:5], x[5:]])]
     [(5, 2, 64), (7, 2, 64)]
     """
+    given = dict(locals())
+    if any_foreign(given.values()):
+        return in_numpy(attention_varlen, given)
     listed = isinstance(q, (list, tuple)) and cu_seqlens_q is None
     if listed:
         if cu_seqlens_k is not None or out is not None:
