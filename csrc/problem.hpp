@@ -24,10 +24,10 @@ struct View {
 // Keys and values that do not lie evenly: key j of batch row b is row (j + origin) % rows of page
 // table[(j + origin) / rows]. A ring is one page that stands in its table twice, and an origin.
 struct Pages {
-  View table;              // (B, pages)  i64, which page; or absent
-  View origins;            // (B)  i64; or absent: 0
-  int64_t rows;            // of a page
-  int64_t k_step, v_step;  // bytes from a page to the next
+  View table;                          // (B, pages)  i64, which page; or absent
+  View origins;                        // (B)  i64; or absent: 0
+  int64_t rows;                        // of a page
+  int64_t k_step, v_step;              // bytes from a page to the next
   int64_t k_scale_step, v_scale_step;  // ... of their factors
 };
 
