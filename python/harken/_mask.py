@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import reduce
 from operator import and_, invert, or_
 from os import PathLike
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,7 +20,7 @@ Sides = tuple[int | None, int | None]
 Compiled = tuple[int | None, int | None, Array | None, tuple[Array, Array, Array] | None]
 
 
-class Mask:
+class Mask(ABC):
     """Which keys each query sees: what all masks have in common.
 
     `a & b` shows what both show, `a | b` what one of them does, `~a` what `a` hides; a boolean array beside a mask
@@ -99,13 +100,13 @@ class Mask:
 
     # --- what a kind of mask says ---
 
+    @abstractmethod
     def _dense(self, frame: Frame) -> Array:
         """Boolean, broadcastable to (..., Hq, Lq, Lk)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _intervals(self, frame: Frame) -> Intervals:
         """The same as lists."""
-        raise NotImplementedError
 
     def _sides(self) -> Sides | None:
         """(left, right), if it is no more than a window that is the same for all."""
@@ -275,19 +276,27 @@ class Dense(Mask):
         return runs(np.broadcast_to(seen, (*seen.shape[:-1], frame.Lk)), frame.Lk)
 
 
-class Both(Mask):
-    """a & b & ...: what all of them show."""
+class Joined(Mask):
+    """Several masks under one operator, & or |, of arrays and of lists alike."""
+
+    _join: ClassVar[staticmethod[[Any, Any], Any]]
 
     def __init__(self, *parts: Mask) -> None:
-        self._parts = tuple(one for part in parts for one in (part._parts if isinstance(part, Both) else (part,)))
+        self._parts = tuple(one for part in parts for one in (part._parts if type(part) is type(self) else (part,)))
 
     def _dense(self, frame: Frame) -> Array:
-        seen: Array = reduce(and_, (part._dense(frame) for part in self._parts))
+        seen: Array = reduce(type(self)._join, (part._dense(frame) for part in self._parts))
         return seen
 
     def _intervals(self, frame: Frame) -> Intervals:
-        seen: Intervals = reduce(and_, (part._intervals(frame) for part in self._parts))
+        seen: Intervals = reduce(type(self)._join, (part._intervals(frame) for part in self._parts))
         return seen
+
+
+class Both(Joined):
+    """a & b & ...: what all of them show."""
+
+    _join = staticmethod(and_)
 
     def _all_of(self) -> Iterator[Mask]:
         for part in self._parts:
@@ -297,19 +306,10 @@ class Both(Mask):
         return " & ".join(f"({part!r})" if isinstance(part, Either) else repr(part) for part in self._parts)
 
 
-class Either(Mask):
+class Either(Joined):
     """a | b | ...: what one of them shows."""
 
-    def __init__(self, *parts: Mask) -> None:
-        self._parts = tuple(one for part in parts for one in (part._parts if isinstance(part, Either) else (part,)))
-
-    def _dense(self, frame: Frame) -> Array:
-        seen: Array = reduce(or_, (part._dense(frame) for part in self._parts))
-        return seen
-
-    def _intervals(self, frame: Frame) -> Intervals:
-        seen: Intervals = reduce(or_, (part._intervals(frame) for part in self._parts))
-        return seen
+    _join = staticmethod(or_)
 
     def __repr__(self) -> str:
         return " | ".join(map(repr, self._parts))
@@ -349,6 +349,14 @@ def _same(x: Any, y: Any) -> bool:
 
 class OfLengths(Mask):
     """A mask in sequences of different lengths, packed or in a cache."""
+
+    def _dense(self, frame: Frame) -> Array:
+        seen: Array = self._parts[0]._dense(frame)
+        return seen
+
+    def _intervals(self, frame: Frame) -> Intervals:
+        seen: Intervals = self._parts[0]._intervals(frame)
+        return seen
 
     def _compile(
         self,
