@@ -1,4 +1,4 @@
-"""The rules of the house hold: what may stand where, what an instruction set may export, what the README says."""
+"""The rules of the house hold: what may stand where, what an instruction set may export, what README and map say."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ import harken
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
+MAP = (ROOT / "docs" / "map.md").read_text("utf-8")
 CMAKE = re.sub(r"#.*", "", (ROOT / "CMakeLists.txt").read_text("utf-8"))
 ISA = Path("csrc/cpu/isa")
 INSTRUCTION_SETS = {name: flags.split() for name, flags in re.findall(r"^harken_isa\((\w+)(.*)\)$", CMAKE, re.M)}
@@ -182,12 +183,6 @@ def test_storage_types_are_what_python_takes() -> None:
 # --- the README ---
 
 
-def section(title: str) -> str:
-    parts = re.split(rf"^## {title}$", README, flags=re.M)
-    assert len(parts) == 2, f"README.md has no section {title!r}"
-    return re.split(r"^## ", parts[1], flags=re.M)[0]
-
-
 def blocks(language: str, part: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", part, re.M | re.S)
 
@@ -195,7 +190,7 @@ def blocks(language: str, part: str) -> list[str]:
 def mapped() -> Iterator[tuple[Path, str]]:
     """The files of the map with their sentences; NAME.* is NAME.hpp and NAME.cpp."""
     folder = Path()
-    for line in "".join(blocks("text", section("Map of the house"))).splitlines():
+    for line in "".join(blocks("text", MAP)).splitlines():
         name, _, sentence = line.strip().partition(" ")
         if line[0] != " ":
             folder = Path(name)
@@ -215,7 +210,7 @@ def test_map_of_the_house() -> None:
 
 
 def test_files_that_the_readme_names_are_there() -> None:
-    names = set(re.findall(r"`((?:tests|bench|csrc|python|examples)/[\w/.]+)`", README))
+    names = set(re.findall(r"`((?:tests|bench|csrc|python|examples|docs)/[\w/.]+)`", README))
     assert names
     assert not [name for name in names if not (ROOT / name).exists()]
 

@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import harken
-from harken._frame import Frame
-from harken._intervals import Intervals
 from harken.masks import Blocks, Causal, Dense, Documents, Lengths, Mask, Prefix, Window
+from harken.masks.frame import Frame
+from harken.masks.intervals import Intervals
 
 FLOAT = np.dtype(np.float32)
 B, H = 2, 4

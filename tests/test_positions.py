@@ -125,7 +125,7 @@ def test_strides_and_pieces(monkeypatch: pytest.MonkeyPatch, piece: int, interle
     for dtype, shape in itertools.product(DTYPES.values(), [(3, 2, 11, 12), (3, 13, 11, 12)]):
         x = tokens(*shape, dtype=dtype)
         plain = rope(x, cos, sin, positions, interleaved=interleaved)
-        monkeypatch.setattr(sys.modules["harken.rope"], "PIECE", piece)
+        monkeypatch.setattr(sys.modules["harken.positions.rope"], "PIECE", piece)
         for lay, lay_out in itertools.product(LAYOUTS, LAYOUTS):
             given, out = lay(x), lay_out(np.zeros_like(x))
             assert rope(given, cos, sin, positions, interleaved=interleaved, out=out) is out
@@ -139,7 +139,7 @@ def test_strides_and_pieces(monkeypatch: pytest.MonkeyPatch, piece: int, interle
 
 @pytest.mark.parametrize("shift", [-13, -1, 1, 6, 12])
 def test_out_may_overlap(monkeypatch: pytest.MonkeyPatch, shift: int) -> None:
-    monkeypatch.setattr(sys.modules["harken.rope"], "PIECE", 16)
+    monkeypatch.setattr(sys.modules["harken.positions.rope"], "PIECE", 16)
     cos, sin = rope_table(9, 8)
     for interleaved, back in itertools.product((False, True), (1, -1)):
         buffer = tokens(9 * 12 + 40)

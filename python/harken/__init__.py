@@ -16,11 +16,11 @@ from harken.cache import KVCache
 from harken.explain import Plan, explain
 from harken.info import info
 from harken.merge import merge
+from harken.positions.relative import alibi_slopes, relative_bias, t5_buckets
+from harken.positions.rope import rope
+from harken.positions.rope_table import rope_table
 from harken.quantize import quantize, smooth, smooth_shift
 from harken.reference import reference
-from harken.relative import alibi_slopes, relative_bias, t5_buckets
-from harken.rope import rope
-from harken.rope_table import rope_table
 from harken.stats import AttentionStats, attention_stats
 from harken.threads import get_num_threads, set_num_threads
 from harken.varlen import attention_varlen

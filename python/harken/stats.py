@@ -9,10 +9,10 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from harken._mask import Mask
 from harken.attention import Window, attention
 from harken.explain import explain
 from harken.foreign import any_foreign, in_numpy
+from harken.masks.mask import Mask
 from harken.tiles import Whole
 
 Array = NDArray[Any]

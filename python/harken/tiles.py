@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from harken._mask import Mask
 from harken.attention import attention
+from harken.masks.mask import Mask
 
 Array = NDArray[Any]
 Slices = tuple[slice, ...]

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from harken._load import core
-from harken._mask import Mask
 from harken.attention import Window, attention
 from harken.foreign import any_foreign, in_numpy
+from harken.masks.mask import Mask
 
 Array = NDArray[Any]
 

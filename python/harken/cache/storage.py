@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from harken.pages import Pages
+from harken.cache.pages import Pages
 from harken.quantize import quantize
 
 Array = NDArray[Any]

@@ -31,9 +31,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from harken._frame import Array, Frame
-from harken._intervals import Intervals, listed, runs, single
-from harken._mask import Dense, Mask, Sides
+from harken.masks.frame import Array, Frame
+from harken.masks.intervals import Intervals, listed, runs, single
+from harken.masks.mask import Dense, Mask, Sides
 
 __all__ = ["Blocks", "Causal", "Dense", "Documents", "Lengths", "Mask", "Prefix", "Window"]
 

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from harken._frame import Frame
-from harken._intervals import Intervals, runs
+from harken.masks.frame import Frame
+from harken.masks.intervals import Intervals, runs
 
 Array = NDArray[Any]
 Sides = tuple[int | None, int | None]

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from harken._load import core
-from harken._mask import Mask
 from harken.attention import attention
-from harken.cache_file import load_cache, save_cache
+from harken.cache.file import load_cache, save_cache
+from harken.cache.pages import Pages
+from harken.cache.storage import Storage, stored_as, whole_size
 from harken.foreign import view
-from harken.pages import Pages
+from harken.masks.mask import Mask
 from harken.reference import STORAGE
-from harken.storage import Storage, stored_as, whole_size
 
 Array = NDArray[Any]
 Layout = Literal["contiguous", "ring", "paged"]
