@@ -3,6 +3,7 @@
 // A build or a machine without an instruction set has a shorter table; nobody else asks.
 #pragma once
 
+#include "layers/layers.hpp"
 #include "plan.hpp"
 #include "problem.hpp"
 
@@ -29,6 +30,7 @@ struct Backend {
   int64_t (*scratch)(const Problem&, const Plan&);  // bytes that one thread works in
   void (*attend)(const Problem&, const Plan&, int64_t task, char* scratch);
   void (*merge)(const Problem&, const Plan&, int64_t tile, char* scratch);  // the ranges of one tile, in order
+  const Layers* layers;
 };
 
 const Backend* const* backends(int* count);  // those this machine runs, best first

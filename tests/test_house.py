@@ -133,14 +133,16 @@ def test_instruction_sets_are_a_file_and_a_line() -> None:
 
 
 def test_no_standard_library_behind_the_wall() -> None:
-    for path, system in included(ISA / "isa.cpp", {}).items():
+    behind = included(ISA / "layers.cpp", included(ISA / "isa.cpp", {}))
+    for path, system in behind.items():
         allowed = {"stdint.h", "stddef.h"} | ({"immintrin.h"} if ISA in path.parents else set())
         assert set(system) <= allowed, path
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+@pytest.mark.parametrize(("source", "entry"), [("isa.cpp", "backend"), ("layers.cpp", "layers")])
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)
-def test_one_symbol_comes_out(name: str, tmp_path: Path) -> None:
+def test_one_symbol_comes_out(name: str, source: str, entry: str, tmp_path: Path) -> None:
     """With the flags of the build, but -O1: the same symbols in a third of the time."""
     common = re.search(r"target_compile_options\(harken_\$\{name\} PRIVATE \$\{ARGN\}(.*?)\)", CMAKE, re.S)
     assert common
@@ -149,17 +151,18 @@ def test_one_symbol_comes_out(name: str, tmp_path: Path) -> None:
         "HARKEN_ISA_HEADER": f'"{name}.hpp"',
         "HARKEN_ISA_NAME": f'"{name}"',
         "HARKEN_ISA_BACKEND": f"{name}_backend",
+        "HARKEN_ISA_LAYERS": f"{name}_layers",
     }
     defined = [f"-D{key}={value}" for key, value in given.items()]
     target = tmp_path / "isa.o"
-    subprocess.run(["g++", *flags, *defined, "-c", ROOT / ISA / "isa.cpp", "-o", target], check=True)
+    subprocess.run(["g++", *flags, *defined, "-c", ROOT / ISA / source, "-o", target], check=True)
     symbols = subprocess.run(["nm", "-C", target], check=True, capture_output=True, text=True).stdout
     kinds = [(kind, symbol) for kind, symbol in re.findall(r"^[0-9a-f ]* (\S) (.+)$", symbols, re.M)]
     assert [symbol for kind, symbol in kinds if kind in "uvwVW" or (kind.isupper() and kind != "U")] == [
-        f"harken::{name}_backend"
+        f"harken::{name}_{entry}"
     ]
     wanted = {symbol.partition("(")[0] for kind, symbol in kinds if kind == "U"}
-    house = {"harken::interrupted", "harken::task_at"}
+    house = {"harken::interrupted", "harken::task_at", f"harken::{name}_layers"} if source == "isa.cpp" else set()
     assert house <= wanted
     library = {"exp2", "log2", "memcpy", "memset", "memmove"}
     hardening = {"__stack_chk_fail", "_GLOBAL_OFFSET_TABLE_"}  # what some distributions' compilers add

@@ -3,6 +3,7 @@
 #include "../parallel.hpp"
 #include "backends.hpp"
 #include "dlpack.hpp"
+#include "layers.hpp"
 #include "ragged.hpp"
 #include "request.hpp"
 
@@ -48,4 +49,5 @@ PYBIND11_MODULE(_harken_core, module) {
   module.def("_capsule", make_capsule, py::arg("array"), "The memory of an array as a DLPack capsule.");
   module.def("_set_form", choose_form, py::arg("name"), "Compute in this form wherever it is able; None: the fastest.");
   module.def("_info", build_facts, "What was built, found and chosen.");
+  bind_layers(module);
 }

@@ -70,6 +70,7 @@ void merge(const Problem& p, const Plan& plan, int64_t tile, char* scratch) {
 
 }  // namespace
 
+extern const Layers HARKEN_ISA_LAYERS;
 extern const Backend HARKEN_ISA_BACKEND;
 const Backend HARKEN_ISA_BACKEND = {HARKEN_ISA_NAME,
                                     needs | Engine::needs,
@@ -77,6 +78,7 @@ const Backend HARKEN_ISA_BACKEND = {HARKEN_ISA_NAME,
                                     Engine::exists,
                                     scratch,
                                     attend,
-                                    merge};
+                                    merge,
+                                    &HARKEN_ISA_LAYERS};
 
 }  // namespace harken

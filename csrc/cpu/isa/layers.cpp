@@ -1,0 +1,17 @@
+// layers.cpp - compiled once per instruction set, with its flags: the layers around attention, and their table.
+//
+// The same wall as around isa.cpp: internal linkage, no standard library, one exported symbol.
+#include "../../layers/layers.hpp"
+
+#include "../../backend.hpp"
+
+#include HARKEN_ISA_HEADER
+
+#include "../layers/pointwise.hpp"
+
+namespace harken {
+
+extern const Layers HARKEN_ISA_LAYERS;
+const Layers HARKEN_ISA_LAYERS = {activate};
+
+}  // namespace harken

@@ -1,0 +1,15 @@
+// layers.hpp - what the layers around attention ask of an instruction set: the table of its verbs.
+//
+// A layer has a noun of its own in this folder, plain data as Problem is, checked before it exists; its algorithm is
+// generic text in cpu/layers/, compiled once per instruction set into this table.
+#pragma once
+
+#include "pointwise.hpp"
+
+namespace harken {
+
+struct Layers {
+  void (*activate)(const Pointwise&, int64_t piece);
+};
+
+}  // namespace harken
