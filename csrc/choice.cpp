@@ -47,6 +47,12 @@ constexpr Crossing matrix_from[2][3][2] = {
 // Half of the strips of a short causal problem are a diagonal: 128 keys of 64 channels 0.93 x of brief, 192 1.08 x.
 constexpr int64_t causal_keys = 160;
 
+// Decoding bfloat16 by tiles costs up to four rows of a group the same, and eight little more, so that all of them wait
+// for the memory; vectors cost each row its own time, and less for one. In the L2 cache, one thread, 128 channels, vectors
+// over tiles: 1 row 0.53 x, 4 rows 0.93, 8 rows 1.28. How many heads share the keys may not decide (the bits of a row), so
+// the keys do: as many as are rarely in a cache.
+constexpr int64_t bf16_part_keys = 1024;
+
 // Additive scores cost the same a lane in both forms, but for what they do besides: tiled over decode, with as many
 // lanes at work, 0.8 to 0.95 x. AVX-512, 128 channels, 8 queries 1.27, 12 1.02, 16 0.86, 20 1.18, 24 1.15, 32 0.81;
 // AVX2 6 queries 1.10, 8 0.94, 10 1.25, 12 1.13, 16 0.93.
@@ -104,12 +110,24 @@ Choice fastest(const Problem& p, const Backend& backend) {
   }
   if (matrix_pays(p, backend)) return {Form::matrix, products[terms_of(p) - 1]};
   const bool brief = brief_pays(p, backend);
-  if (decode_pays(p, brief)) return {Form::decode, "few queries: every key and value is read once"};
+  if (decode_pays(p, brief)) {
+    if (backend.engine && decoded_in_parts(p))
+      return {Form::decode, "few queries: every key and value is read once, as tiles of the matrix engine"};
+    return {Form::decode, "few queries: every key and value is read once"};
+  }
   if (brief) return {Form::brief, "few keys: all of a query at once, without a running maximum"};
   return {Form::tiled, "many queries: they lie along the lanes and share blocks of keys"};
 }
 
 }  // namespace
+
+bool decoded_in_parts(const Problem& p) {
+  if (p.type == Type::f64 || p.score != Score::dot || p.D == 0) return false;
+  if (p.k.type == Type::i8 && p.v.type == Type::i8)
+    return p.D % 64 == 0 && p.Dv % 64 == 0 && p.D <= 1024;  // sums of digits stay below 2^24, which float holds
+  return p.k.type == Type::bf16 && p.v.type == Type::bf16 && p.D % 32 == 0 && p.Dv % 32 == 0 && p.D <= 256 &&
+         p.Lk >= bf16_part_keys;
+}
 
 int terms_of(const Problem& p) {
   if (p.type == Type::bf16) return 1;

@@ -62,6 +62,7 @@ struct Choice {
   const char* why;
 };
 Choice choose(const Problem& problem, const Backend& backend);
+bool decoded_in_parts(const Problem& problem);  // decode has a matrix engine make its products, where there is one
 int terms_of(const Problem& problem);  // bfloat16 terms that hold its type, or with which the caller is content
 
 Plan cut(const Problem& problem, const Backend& backend, int threads);  // 0: as many as get_threads() says

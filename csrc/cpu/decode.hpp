@@ -82,9 +82,9 @@ inline void absorb_rows(const Problem& p, const Head<T>* heads, const DecodeWork
     top[lane] = -infinity;
   }
   hidden |= edge || masked;
-  Tile<T> tile = {work.S, lanes<T>, take(key), T(keys), position, first, end, slope, nullptr, nullptr};
+  Tile<T> tile = {rows.S, lanes<T>, take(key), T(keys), position, first, end, slope, nullptr, nullptr};
 
-  constexpr bool bytes = Engine::exists && __is_same(E, int8_t) && R == digit_rows;
+  constexpr bool tiles = Engine::exists && sizeof(E) <= 2 && !__is_same(E, f16) && R == part_rows;
   if (heads[0].additive) {
     const T* w[R];
     Lanes<T> power;
@@ -93,15 +93,14 @@ inline void absorb_rows(const Problem& p, const Head<T>* heads, const DecodeWork
       w[lane / keys] = of_head.w;
       power[lane] = of_head.power;
     }
-    additive_scores_of_rows<T, R>(*work.additive, w, rows.Q, *rows.additive, power, at.D, work.S, work.seen);
-  } else if (bytes && work.digits) {
-    if constexpr (bytes)
-      scores_in_digits<Engine>(at.K, at.K_step, at.n, rows.Q, rows.digits, rows.counts, at.D, work.S, work.digit,
-                               next_V);
+    additive_scores_of_rows<T, R>(*work.additive, w, rows.Q, *rows.additive, power, at.D, rows.S, rows.seen);
+  } else if (tiles && work.in_parts) {
+    if constexpr (tiles)
+      scores_in_parts<Engine>(at.K, at.K_step, at.n, rows.Q, rows.parts, rows.counts, at.D, rows.S, work.part, next_V);
   } else {
-    scores_of_rows<T, E, R>(at.K, at.K_step, at.n, rows.Q, at.D, work.S, next_V);
+    scores_of_rows<T, E, R>(at.K, at.K_step, at.n, rows.Q, at.D, rows.S, next_V);
   }
-  if (work.of_K.scale.by_row()) scale_keys<T, R>(work.S, registers, work.factor_K);
+  if (work.of_K.scale.by_row()) scale_keys<T, R>(rows.S, registers, work.factor_K);
   if (by.bias) {
     gather<T, R>(p, heads, rows, at.n, work.bias, work.row,
                  [&](const Head<T>& head, int64_t i, T* row) { read_row(head.bias, i, at.k0, at.n, row); });
@@ -131,27 +130,45 @@ inline void absorb_rows(const Problem& p, const Head<T>* heads, const DecodeWork
       for (int64_t d = 0; d < at.Dv; d += lanes<T>)
         put(rows.O + r * at.Dv + d, take(rows.O + r * at.Dv + d) * fill(T(to.factor[r * keys])));
   }
-  exponentials_of_rows<T, R>(work.S, registers, to.subtract, rows.l);
-  if (work.of_V.scale.by_row()) scale_keys<T, R>(work.S, registers, work.factor_V);
+  exponentials_of_rows<T, R>(rows.S, registers, to.subtract, rows.l);
+  if (work.of_V.scale.by_row()) scale_keys<T, R>(rows.S, registers, work.factor_V);
 
   if (careful) {
-    for (int i = 0; i < registers * lanes<T>; ++i) work.seen[i] = 0;
-    tile.S = work.seen;
+    for (int i = 0; i < registers * lanes<T>; ++i) rows.seen[i] = 0;
+    tile.S = rows.seen;
     hide(tile, all, true);
   }
-  if constexpr (bytes) {
-    if (work.digits) {
-      for (int i = 0; careful && i < registers * lanes<T>; ++i)
-        if (work.seen[i] != 0) work.S[i] = 0;
-      return values_in_digits<Engine>(at.V, at.V_step, at.n, work.S, rows.O, at.Dv, work.digit, next_K);
-    }
+  if constexpr (tiles) {
+    if (work.in_parts) return;  // all groups take their values together
   }
   if (!careful) {
     constexpr int X = sums_held / R < 8 ? sums_held / R : 8;
-    values_in_slices<T, E, R, X>(at.V, at.V_step, at.n, work.S, rows.O, at.Dv, 0, next_K);
+    values_in_slices<T, E, R, X>(at.V, at.V_step, at.n, rows.S, rows.O, at.Dv, 0, next_K);
     return;
   }
-  selected_values_of_rows<T, E, R>(at.V, at.V_step, at.n, work.S, work.seen, rows.O, at.Dv);
+  selected_values_of_rows<T, E, R>(at.V, at.V_step, at.n, rows.S, rows.seen, rows.O, at.Dv);
+}
+
+// O += P V of all groups by tiles, 64 channels at a time.
+template <class E>
+inline void absorb_values(const DecodeWorkspace<float>& work, const DecodeRows<float>* groups, int count,
+                          const Chunk<E>& at, bool careful, Ahead next_K) {
+  auto weights = [&](int g) { return work.part.P + 2 * g * tile_bytes; };
+  for (int g = 0; g < count; ++g) {
+    float* const P = groups[g].S;
+    for (int i = (at.n + 3) / 4; i < chunk / 4; ++i) put(P + i * lanes<float>, F32{});
+    for (int i = 0; careful && i < (at.n + 3) / 4 * lanes<float>; ++i)
+      if (groups[g].seen[i] != 0) P[i] = 0;
+    pack_weights(E{}, P, weights(g), groups[g].counts + 16);
+  }
+  for (int64_t d = 0; d < at.Dv; d += 64) {
+    const int channels = int(least(64, at.Dv - d));
+    bring_values<Engine>(at.V + d, at.V_step, at.n, channels, work.part.V, next_K);
+    next_K.at = nullptr;
+    for (int g = 0; g < count; ++g)
+      values_in_parts<Engine>(at.V, at.V_step, at.n, groups[g].S, careful ? groups[g].seen : nullptr, weights(g),
+                              groups[g].counts + 16, groups[g].O, at.Dv, d, channels, work.part);
+  }
 }
 
 // All rows of a task against its keys, in chunks; the groups of rows take turns at each chunk while it is near.
@@ -164,7 +181,7 @@ inline bool absorb_keys(const Problem& p, const Task& task, const Head<T>* heads
   const bool beyond_L2 = !copy && bytes > (4 << 20);
   Interval keys = seen(head.sight, 0, p.Lq);
   int64_t end = least(keys.end, task.k1), k = most(keys.first, task.k0) / chunk * chunk;
-  const Engaged<Engine> engaged = {work.digits};
+  const Engaged<Engine> engaged = {work.in_parts};
   Outlook outlook = {};
   for (; k < end; k += chunk) {
     if (interrupted()) return false;
@@ -185,7 +202,7 @@ inline bool absorb_keys(const Problem& p, const Task& task, const Head<T>* heads
                    n};
     const bool even = !copy && head.K.even(k, k + n);
     if (!even) {
-      if (!copy || sizeof(E) == 1) {
+      if (!copy || sizeof(E) == 1 || work.in_parts) {
         at.K = as_stored(head.K, k, k + n, D, (E*)work.K);
         at.V = as_stored(head.V, k, k + n, Dv, (E*)work.V);
       } else {
@@ -200,11 +217,14 @@ inline bool absorb_keys(const Problem& p, const Task& task, const Head<T>* heads
     }
     if (work.of_K.scale.by_row()) read_factors(work.of_K, k, n, up(n, lanes<T>), work.factor_K);
     if (work.of_V.scale.by_row()) read_factors(work.of_V, k, n, up(n, lanes<T>), work.factor_V);
+    const bool prefetch = beyond_L2 || work.in_parts;
+    const Ahead next_K = {prefetch && k + 2 * chunk <= end ? head.K.page(k + chunk).at(k + chunk, 0) : nullptr,
+                          head.K.row, p.D * int64_t(sizeof(E)), work.in_parts};
     for (int g = 0; g < count; ++g) {
-      bool ahead = beyond_L2 && g == 0;
-      Ahead V = {ahead && even ? (const char*)at.V : nullptr, head.V.row, p.Dv * int64_t(sizeof(E))};
-      Ahead K = {ahead && k + 2 * chunk <= end ? head.K.page(k + chunk).at(k + chunk, 0) : nullptr, head.K.row,
-                 p.D * int64_t(sizeof(E))};
+      bool ahead = prefetch && g == 0;
+      Ahead V = {ahead && even ? (const char*)at.V : nullptr, head.V.row, p.Dv * int64_t(sizeof(E)), work.in_parts};
+      Ahead K = next_K;
+      if (g > 0) K.at = nullptr;
       switch (groups[g].count) {
         case 4:
           if constexpr (lanes<T> >= 4) absorb_rows<T, E, 4>(p, heads, work, groups[g], at, careful, hidden, V, K);
@@ -213,6 +233,8 @@ inline bool absorb_keys(const Problem& p, const Task& task, const Head<T>* heads
         default: absorb_rows<T, E, 1>(p, heads, work, groups[g], at, careful, hidden, V, K);
       }
     }
+    if constexpr (Engine::exists && (__is_same(E, int8_t) || __is_same(E, bf16)))
+      if (work.in_parts) absorb_values(work, groups, count, at, careful, next_K);
   }
   return true;
 }
@@ -223,9 +245,13 @@ inline bool absorb_stored(const Problem& p, const Task& task, const Head<T>* hea
                           const DecodeRows<T>* groups, int count, bool careful, bool& hidden) {
   const Head<T>& head = heads[0];
   if constexpr (Engine::exists && sizeof(T) == sizeof(float))
-    if (work.digits) {
-      const bool copy = !plain<int8_t>(head.K, Type::i8) || !plain<int8_t>(head.V, Type::i8);
-      return absorb_keys<T, int8_t>(p, task, heads, work, groups, count, copy, careful, hidden);
+    if (work.in_parts) {
+      if (head.K.type == Type::i8) {
+        const bool copy = !plain<int8_t>(head.K, Type::i8) || !plain<int8_t>(head.V, Type::i8);
+        return absorb_keys<T, int8_t>(p, task, heads, work, groups, count, copy, careful, hidden);
+      }
+      const bool copy = !plain<bf16>(head.K, Type::bf16) || !plain<bf16>(head.V, Type::bf16);
+      return absorb_keys<T, bf16>(p, task, heads, work, groups, count, copy, careful, hidden);
     }
   const bool whole = p.D % lanes<T> == 0 && p.Dv % lanes<T> == 0 && !head.cosine && !head.additive;
 #define HARKEN_ABSORB(name, cpp, numpy, compute)                                               \
@@ -266,7 +292,7 @@ inline void attend_decode(const Problem& p, const Plan& plan, int64_t index, cha
         again |= !finite(space.groups[g].O, space.groups[g].count * up(p.Dv, lanes<T>));
     careful = again;
   }
-  for (int g = 0; g < space.count; ++g) finish(p, plan, task, space.heads, space.work.of_V.scale, space.groups[g]);
+  for (int g = 0; g < space.count; ++g) finish(p, plan, task, space.heads, space.work, space.groups[g]);
 }
 
 }  // namespace

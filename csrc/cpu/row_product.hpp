@@ -20,10 +20,11 @@ constexpr int keys_in = lanes<T> / R;  // of a register
 struct Ahead {
   const char* at;  // null: off
   int64_t step, bytes;
+  bool near;  // into the L1 cache
 
   HARKEN_INLINE void row() {
     if (!at) return;
-    for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(at + b, 0, 2);
+    for (int64_t b = 0; b < bytes; b += 64) near ? __builtin_prefetch(at + b, 0, 3) : __builtin_prefetch(at + b, 0, 2);
     at += step;
   }
 };

@@ -69,6 +69,13 @@ struct Amx {
     _mm512_storeu_si512(to + 3 * tile, _mm512_unpackhi_epi16(AB, CD));
   }
 
+  // Two rows of 64 bytes as a row of each of two tiles b. Channels 8 c + 4 j .. + 3 are the c-th of tile j.
+  static HARKEN_INLINE void twos(const void* row0, const void* row1, char* to, int64_t tile) {
+    const __m512i a = _mm512_loadu_si512(row0), b = _mm512_loadu_si512(row1);
+    _mm512_storeu_si512(to, _mm512_unpacklo_epi16(a, b));
+    _mm512_storeu_si512(to + tile, _mm512_unpackhi_epi16(a, b));
+  }
+
   // 2^x for P in N terms of bfloat16: minimax on [0, 1), a degree less than float where the terms are fewer. One term
   // comes rounded by a constant of half its last digit, so that the upper half of the word is it. A table of 256
   // mantissas (13 operations for 32 numbers instead of 18) gave 3 to 7 % with 64 channels, nothing in short calls, and
