@@ -147,17 +147,16 @@ HARKEN_INLINE F32 take_sums_of(const char* at) {
   }
 }
 
-// S[k][r] = q_r . k as scores_of_rows makes it, by vectors: what a sum is that parts do not hold.
+// S[k][r] = q_r . k as scores_of_rows makes it, by vectors, for one row: where its sums by parts are not finite.
 template <class E>
-__attribute__((noinline)) void plain_scores(const E* K, int64_t step, int n, const float* Q, int64_t D, float* S) {
-  for (int r = 0; r < part_rows; ++r)
-    for (int k = 0; k < n; ++k) {
-      F32 sum = {};
-      for (int64_t d = 0; d < D; d += lanes<float>) sum += take(Q + r * D + d) * take(K + k * step + d);
-      float s = 0;
-      for (int lane = 0; lane < lanes<float>; ++lane) s += sum[lane];
-      S[k / 4 * lanes<float> + 4 * r + k % 4] = s;
-    }
+__attribute__((noinline)) void plain_scores(const E* K, int64_t step, int n, const float* q, int64_t D, float* S) {
+  for (int k = 0; k < n; ++k) {
+    F32 sum = {};
+    for (int64_t d = 0; d < D; d += lanes<float>) sum += take(q + d) * take(K + k * step + d);
+    float s = 0;
+    for (int lane = 0; lane < lanes<float>; ++lane) s += sum[lane];
+    S[k / 4 * lanes<float> + k % 4] = s;
+  }
 }
 
 // The same for n <= 64 keys by tiles; packed and weight as above.
@@ -201,7 +200,10 @@ inline void scores_in_parts(const E* K, int64_t step, int n, const float* Q, con
     bad += s * 0.f;
     put(S + 4 * k, s);
   }
-  if (any(bad != bad)) plain_scores(K, step, n, Q, D, S);
+  if (!any(bad != bad)) return;
+  for (int r = 0; r < part_rows; ++r)
+    if (bad[4 * r] + bad[4 * r + 1] + bad[4 * r + 2] + bad[4 * r + 3] != 0)
+      plain_scores(K, step, n, Q + r * D, D, S + 4 * r);
 }
 
 // --- O += P V ---
