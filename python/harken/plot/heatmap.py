@@ -52,7 +52,8 @@ def heatmap(
         no room for all, every n-th is shown, and more of them as one zooms in. From the 25th character on, labels are
         cut.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; by default in a figure of its own.
+        Where to draw; by default in a figure of its own. One that was made with `layout="constrained"` makes room for
+        the labels.
     title : str, optional
     side : float, optional
         How many inches the longer side of the map has in a figure of its own; by default what cells need, 8 at most.

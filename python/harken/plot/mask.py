@@ -59,7 +59,8 @@ def mask(
     q_labels, k_labels : sequence of Lq and of Lk labels, optional
         As in `heatmap`.
     ax : matplotlib.axes.Axes or as many as there are panels, optional
-        Where to draw; by default in a figure of its own.
+        Where to draw; by default in a figure of its own. One that was made with `layout="constrained"` makes room for
+        the legend.
     title : str, optional
         By default the mask as it is written, and the share of all pairs that is seen.
 
