@@ -185,7 +185,7 @@ def test_the_command_line_says_one_line(tmp_path: Path) -> None:
     assert (process.returncode, out, err) == (2, "", "harken attend: gone.npy: no such file\n")
 
 
-@pytest.mark.parametrize("command", ["demo", "attend", "onnx", "info", "bench"])
+@pytest.mark.parametrize("command", ["demo", "attend", "onnx", "plot", "info", "bench"])
 def test_help(command: str) -> None:
     out, _ = call(command, "--help")
     assert out.startswith(f"usage: harken {command}")

@@ -7,7 +7,7 @@
 (10, 512)
 """
 
-from harken import masks
+from harken import masks, plot
 from harken._load import core as _core
 from harken.additive import additive_attention
 from harken.attention import attention
@@ -43,6 +43,7 @@ __all__ = [
     "info",
     "masks",
     "merge",
+    "plot",
     "quantize",
     "reference",
     "relative_bias",

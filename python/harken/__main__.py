@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from harken.commands import attend, bench, demo, info, onnx
+from harken.commands import attend, bench, demo, info, onnx, plot
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,7 +24,7 @@ def parser() -> Parser:
     """The parser of the whole command line."""
     top = Parser(prog="harken", description="Exact, fused attention for NumPy arrays.")
     commands = top.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
-    for module in (demo, attend, onnx, info, bench):
+    for module in (demo, attend, onnx, plot, info, bench):
         module.add(commands)
     return top
 

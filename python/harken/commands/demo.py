@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from harken.commands.picture import heat_map
 from harken.commands.pieces import Whole
 from harken.commands.plain import numpy_attention
 from harken.commands.progress import Progress
@@ -25,6 +24,7 @@ from harken.commands.words import Floats, meanings, vectors, words_of
 DIM = 128
 SCORES = 1 << 22  # the comparison with NumPy takes as many queries as give this many scores: NumPy holds them all
 SHOWN = 144  # words along a side of the picture
+WORD = 0.105  # inches that each has there
 PICTURE = "harken-demo.png"
 
 
@@ -165,7 +165,8 @@ def attend_all(x: Floats, scale: float) -> float:
 
 def draw(image: str | None, words: list[str], x: Floats, scale: float, chosen: dict[str, int]) -> None:
     """Write the heat map of the text, or of its first words if it is long, and say where it is."""
-    from harken import attention
+    from harken import attention, plot
+    from harken.plot.sheet import save
 
     if find_spec("matplotlib") is None:
         if image:
@@ -175,8 +176,20 @@ def draw(image: str | None, words: list[str], x: Floats, scale: float, chosen: d
     shown = min(len(words), SHOWN)
     weights = attention(x[:shown], x, x, scale=scale, return_weights=True)[1][:, :shown]
     part = "" if shown == len(words) else f", first {shown} of {len(words):,} words"
+    ax = plot.heatmap(
+        weights,
+        words[:shown],
+        words[:shown],
+        title=f"what each word attends to{part}",
+        side=max(4.2, WORD * shown),
+        mark=[place for place in chosen.values() if place < shown],
+        power=0.5,
+        largest=max(float(np.quantile(weights, 0.998)), 1e-6),
+        values=False,
+    )
+    ax.set(ylabel="this word ...", xlabel="... attends to this word")
     try:
-        heat_map(image or PICTURE, words[:shown], weights, set(chosen.values()), f"what each word attends to{part}")
+        save(ax.figure, image or PICTURE)
     except OSError as error:
         if image:
             raise

@@ -71,32 +71,16 @@ class Mask(ABC):
         return float(seen.mean() / area.item()) if seen.size else 0.0
 
     def plot(self, path: str | PathLike[str], Lq: int, Lk: int, *, q_start: ArrayLike | None = None) -> None:
-        """Draw the mask into a picture file: queries downwards, keys to the right, the darker the more is seen.
+        """Draw the mask into a picture file, as `harken.plot.mask` does: queries downwards, keys to the right.
 
-        `path` ends in .png, .svg, .pdf or whatever else matplotlib writes (`pip install 'harken[plot]'`). Up to 512 x
-        512 points, each of which may stand for many pairs; one panel for each of up to 16 batch rows and heads. The
-        rest as in `dense`.
+        `path` ends in .png, .svg, .pdf or whatever else matplotlib writes (`pip install 'harken[plot]'`). The rest as
+        in `dense`.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError("plot() draws with matplotlib: pip install 'harken[plot]'") from error
-        size = (max(1, -(-Lq // 512)), max(1, -(-Lk // 512)))
-        seen, area = self._visible(Lq, Lk, size, q_start)
-        share = seen / area
-        panels = share.reshape(-1, *share.shape[-2:])[:16]
-        wide = int(np.ceil(np.sqrt(len(panels))))
-        figure = Figure(figsize=(4.5 * wide, 4.5 * -(-len(panels) // max(wide, 1))), layout="constrained")
-        for n, panel in enumerate(panels):
-            axes = figure.add_subplot(-(-len(panels) // wide), wide, n + 1)
-            extent = (0, Lk, Lq, 0)
-            axes.imshow(panel, cmap="Blues", vmin=0, vmax=1.25, interpolation="nearest", extent=extent, aspect="auto")
-            axes.set(xlabel="key", ylabel="query")
-            index = np.unravel_index(n, share.shape[:-2])
-            name = f"{tuple(map(int, index))}: " if len(panels) > 1 else ""
-            axes.set_title(f"{name}{(panel * area).sum() / area.sum():.2%} seen", fontsize=10)
-        figure.suptitle(repr(self), fontsize=10)
-        figure.savefig(path, dpi=150)
+        from harken.plot.mask import mask as draw
+        from harken.plot.sheet import save
+
+        panels = np.asarray(draw(self, Lq, Lk, q_start=q_start), object)
+        save(panels.flat[0].figure, path)
 
     # --- what a kind of mask says ---
 
