@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,9 @@ from compare import DTYPES, forced
 from contender import BENCH
 
 import harken
+
+os.environ["KERAS_BACKEND"] = "numpy"  # Keras reads both when it is imported, by whichever test
+os.environ["KERAS_HOME"] = os.devnull  # so that it writes no settings into the home folder
 
 
 @pytest.fixture(params=harken.backends())

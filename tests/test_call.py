@@ -238,7 +238,7 @@ def test_import_leaves_the_environment_alone() -> None:
 def test_import_starts_no_thread_and_needs_nothing() -> None:
     code = "import sys, numpy, os; n = len(os.listdir('/proc/self/task')); import harken; "
     assert run(code + "print(len(os.listdir('/proc/self/task')) - n)") == "0"
-    extras = "('ml_dtypes', 'torch', 'matplotlib', 'threadpoolctl', 'onnx')"
+    extras = "('ml_dtypes', 'torch', 'matplotlib', 'threadpoolctl', 'onnx', 'keras')"
     assert run(code + f"print([name for name in {extras} if name in sys.modules])") == "[]"
 
 
