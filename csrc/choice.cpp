@@ -48,9 +48,9 @@ constexpr Crossing matrix_from[2][3][2] = {
 constexpr int64_t causal_keys = 160;
 
 // Decoding bfloat16 by tiles costs up to four rows of a group the same, and eight little more, so that all of them wait
-// for the memory; vectors cost each row its own time, and less for one. In the L2 cache, one thread, 128 channels, vectors
-// over tiles: 1 row 0.53 x, 4 rows 0.93, 8 rows 1.28. How many heads share the keys may not decide (the bits of a row), so
-// the keys do: as many as are rarely in a cache.
+// for the memory; vectors cost each row its own time, and less for one. In the L2 cache, one thread, 128 channels,
+// vectors over tiles: 1 row 0.53 x, 4 rows 0.93, 8 rows 1.28. How many heads share the keys may not decide (the bits of
+// a row), so the keys do: as many as are rarely in a cache.
 constexpr int64_t bf16_part_keys = 1024;
 
 // Additive scores cost the same a lane in both forms, but for what they do besides: tiled over decode, with as many

@@ -162,11 +162,7 @@ def test_one_symbol_comes_out(name: str, source: str, entry: str, tmp_path: Path
         f"harken::{name}_{entry}"
     ]
     wanted = {symbol.partition("(")[0] for kind, symbol in kinds if kind == "U"}
-    house = (
-        {"harken::interrupted", "harken::task_at", f"harken::{name}_layers"}
-        if source == "isa.cpp"
-        else set()
-    )
+    house = {"harken::interrupted", "harken::task_at", f"harken::{name}_layers"} if source == "isa.cpp" else set()
     assert house <= wanted
     library = {"exp2", "log2", "memcpy", "memset", "memmove"}
     hardening = {"__stack_chk_fail", "_GLOBAL_OFFSET_TABLE_"}  # what some distributions' compilers add

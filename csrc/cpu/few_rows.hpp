@@ -3,7 +3,7 @@
 
 #include "additive_product.hpp"
 #include "attend.hpp"
-#include "parts.hpp"
+#include "part_product.hpp"
 #include "row_product.hpp"
 
 namespace harken {
@@ -37,8 +37,8 @@ struct DecodeRows {
   AdditiveQueries<T>* additive;
 };
 
-// Do the keys lie as take_two gives them, where vectors multiply them? Additive scores read theirs from the copy, channel
-// by channel.
+// Do the keys lie as take_two gives them, where vectors multiply them? Additive scores read theirs from the copy,
+// channel by channel.
 template <class T>
 inline bool parted(const Head<T>& head) {
   return head.K.type == Type::bf16 && !head.additive;
