@@ -88,6 +88,7 @@ def test_the_library_answers_politely() -> None:
     assert [kernel["name"] for kernel in harken.cuda.kernels()] == list(emulated.KERNELS)
     status, words = loaded.status("cards", ctypes.c_int32())
     assert (status == library.OK) or (status == library.NO_CARD and words)
+    assert harken.cuda.kernels()[-1]["capability"] == "8.0 or newer"
     if status != library.OK:
         assert harken.cuda.why_not() == words
         assert loaded.status("allocate", 0, 16, None, ctypes.c_void_p())[0] == library.NO_CARD

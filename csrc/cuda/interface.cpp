@@ -46,11 +46,12 @@ int choose(const harken_cuda_call& call, std::string& why) {
     if ((call.kernels >> n & 1) == 0) continue;
     const Kernel& kernel = *kernels[n];
     const char* lacks = kernel.lacks(problem);
-    if (!lacks && capability >= kernel.capability) return n;
+    const bool runs = capability == kernel.capability || (kernel.newer && capability > kernel.capability);
+    if (!lacks && runs) return n;
     why += (why.empty() ? "" : "; ") + std::string(kernel.name) + ": ";
     why += lacks ? lacks
                  : "wants compute capability " + std::to_string(kernel.capability / 10) + "." +
-                       std::to_string(kernel.capability % 10);
+                       std::to_string(kernel.capability % 10) + (kernel.newer ? " or newer" : "");
   }
   throw Fault{HARKEN_NO_KERNEL, why.empty() ? "no kernel is allowed" : why};
 }
@@ -99,7 +100,7 @@ HARKEN_EXPORT int harken_cuda_kernel(int32_t kernel, harken_cuda_kernel_facts* f
     if (kernel < 0 || kernel >= kernel_count)
       throw Fault{HARKEN_MISUSED, "there is no kernel " + std::to_string(kernel)};
     const Kernel& of = *kernels[kernel];
-    *facts = {of.name, of.idea, of.source, of.capability};
+    *facts = {of.name, of.idea, of.source, of.capability, of.newer};
   });
 }
 

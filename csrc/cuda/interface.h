@@ -2,10 +2,10 @@
 //
 // It knows neither Python nor NumPy. Every function that can fail returns HARKEN_OK or what is wrong, and
 // harken_cuda_error() says it in words. A call's problem is a harken::Problem (problem.hpp) and its size; both sides
-// are of one version if the sizes and HARKEN_CUDA_INTERFACE agree. Each of its arrays lies wholly on the card or wholly in
-// the memory of the host, aligned to its element where it lies on the card. What lies on the host is copied to the card
-// first and results that lie there are copied back; then harken_cuda_attend returns when they are there. If all results
-// lie on the card it returns when the work is queued on the stream.
+// are of one version if the sizes and HARKEN_CUDA_INTERFACE agree. Each of its arrays lies wholly on the card, aligned
+// to its element, or wholly in the memory of the host; strides mean the same in both. What lies on the host is copied
+// to the card first, results that belong there are copied back, and harken_cuda_attend returns when they are there. If
+// all results lie on the card it returns when the work is queued on the stream.
 #pragma once
 
 #include <stddef.h>
@@ -36,7 +36,8 @@ typedef struct {
 typedef struct {
   const char *name, *idea;
   const char* source;  // hash of the text it is made of
-  int32_t capability;  // the least that runs it: 80, 90
+  int32_t capability;  // compute capability that runs it: 80, 90
+  int32_t newer;       // 1: every newer one, too
 } harken_cuda_kernel_facts;
 
 typedef struct {

@@ -9,7 +9,8 @@ namespace harken {
 struct Kernel {
   const char *name, *idea;
   const char* source;                    // hash of the text it is made of
-  int capability;                        // the least that runs it
+  int capability;                        // compute capability that runs it, 80 or 90
+  bool newer;                            // does every newer one, too? Not what is made for sm_90a
   const char* (*lacks)(const Problem&);  // what the problem asks that it does not do; null: nothing
   Grid (*grid)(const Problem&);          // how it would be launched
   int64_t (*workspace)(const Problem&);  // bytes of the card that it works in

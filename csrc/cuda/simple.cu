@@ -244,6 +244,6 @@ void attend(const Problem& p, char*, void* stream) {
 
 extern const Kernel simple_kernel;
 const Kernel simple_kernel = {
-    "simple", "plain arithmetic, any shape, type and option", HARKEN_SOURCE, 80, lacks, grid, workspace, attend};
+    "simple", "plain arithmetic, any shape, type and option", HARKEN_SOURCE, 80, true, lacks, grid, workspace, attend};
 
 }  // namespace harken

@@ -98,9 +98,9 @@ def kernels() -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        Of each its name, what it is, the hash of its source, the least compute capability, and where it was checked:
-        the records, of this source and no other, each with the card, its compute capability and the date. Without a
-        record for the compute capability of the card a kernel is only used if HARKEN_CUDA_KERNEL names it.
+        Of each its name, what it is, the hash of its source, the compute capability that runs it, and where it was
+        checked: the records, of this source and no other, each with the card, its compute capability and the date.
+        Without a record for the compute capability of the card it is only used if HARKEN_CUDA_KERNEL names it.
 
     Examples
     --------
@@ -117,7 +117,7 @@ def kernels() -> list[dict[str, Any]]:
             "name": kernel.name.decode(),
             "idea": kernel.idea.decode(),
             "source": kernel.source.decode(),
-            "capability": f"{kernel.capability // 10}.{kernel.capability % 10}",
+            "capability": f"{kernel.capability // 10}.{kernel.capability % 10}" + " or newer" * kernel.newer,
             "checked": checked(kernel),
         }
         for kernel in library.kernels()

@@ -24,7 +24,13 @@ class CardFacts(Structure):
 class KernelFacts(Structure):
     """harken_cuda_kernel_facts."""
 
-    _fields_ = [("name", c_char_p), ("idea", c_char_p), ("source", c_char_p), ("capability", c_int32)]
+    _fields_ = [
+        ("name", c_char_p),
+        ("idea", c_char_p),
+        ("source", c_char_p),
+        ("capability", c_int32),
+        ("newer", c_int32),
+    ]
 
 
 class Call(Structure):
