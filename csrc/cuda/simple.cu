@@ -33,7 +33,7 @@ struct Tile {
   int64_t b, h, i0, part;
 };
 
-int64_t tiles_of(const Problem& p) { return (p.Lq + tile_rows - 1) / tile_rows; }
+HARKEN_ANYWHERE int64_t tiles_of(const Problem& p) { return (p.Lq + tile_rows - 1) / tile_rows; }
 
 template <class T>
 HARKEN_ANYWHERE int64_t parts_of(const Problem& p) {
@@ -41,8 +41,13 @@ HARKEN_ANYWHERE int64_t parts_of(const Problem& p) {
 }
 
 template <class T>
+HARKEN_ANYWHERE int64_t tasks_of(const Problem& p) {
+  return p.batches * p.Hq * tiles_of(p) * parts_of<T>(p);
+}
+
+template <class T>
 HARKEN_WORD Tile tile_at(const Problem& p, int64_t index) {
-  const int64_t parts = parts_of<T>(p), tiles = (p.Lq + tile_rows - 1) / tile_rows;
+  const int64_t parts = parts_of<T>(p), tiles = tiles_of(p);
   const int64_t tile = index / parts, head = tile / tiles;
   return {head / p.Hq, head % p.Hq, tile % tiles * tile_rows, index % parts};
 }
@@ -217,15 +222,14 @@ template <class T>
 HARKEN_KERNEL(threads)
 attend_simple(HARKEN_CONSTANT Problem p) {
   Shared<T>& shared = *(Shared<T>*)shared_memory();
-  const int64_t count = p.batches * p.Hq * ((p.Lq + tile_rows - 1) / tile_rows) * parts_of<T>(p);
+  const int64_t count = tasks_of<T>(p);
   for (int64_t n = block(); n < count; n += blocks()) attend_tile(p, tile_at<T>(p, n), shared);
 }
 
 template <class T>
 Grid grid_of(const Problem& p) {
   constexpr int64_t most_blocks = (int64_t(1) << 31) - 1;
-  const int64_t count = p.batches * p.Hq * tiles_of(p) * parts_of<T>(p);
-  return {least(count, most_blocks), threads, int(sizeof(Shared<T>))};
+  return {least(tasks_of<T>(p), most_blocks), threads, int(sizeof(Shared<T>))};
 }
 
 const char* lacks(const Problem&) { return nullptr; }
