@@ -7,6 +7,8 @@
 
 #include <stdint.h>
 
+#include "anywhere.hpp"
+
 namespace harken {
 
 struct f16 {
@@ -34,7 +36,7 @@ enum class Type : int32_t {
   i64,          // lengths and positions
 };
 
-static inline int64_t size_of(Type type) {
+static HARKEN_ANYWHERE int64_t size_of(Type type) {
   switch (type) {
 #define HARKEN_SIZE(name, cpp, numpy, compute) \
   case Type::name: return sizeof(cpp);
@@ -47,13 +49,13 @@ static inline int64_t size_of(Type type) {
 }
 
 // The type that two are computed as: the one that holds both. A scaled integer takes the precision of what it meets.
-static inline Type wider(Type a, Type b) {
+static HARKEN_ANYWHERE Type wider(Type a, Type b) {
   if (a == b || b == Type::i8) return a;
   if (a == Type::i8) return b;
   return a == Type::f64 || b == Type::f64 ? Type::f64 : Type::f32;
 }
 
-static inline const char* name_of(Type type) {
+static HARKEN_ANYWHERE const char* name_of(Type type) {
   switch (type) {
 #define HARKEN_TEXT(name, cpp, numpy, compute) \
   case Type::name: return numpy;
@@ -70,7 +72,7 @@ namespace {
 // W: a 32-bit word, or a register of them. N: the float, or register of floats, of the same size.
 
 template <class N, class W>
-inline N numbers(W words) {  // 3 -> 3.0f
+HARKEN_ANYWHERE N numbers(W words) {  // 3 -> 3.0f
   if constexpr (sizeof(W) == 4) {
     return N(words);
   } else {
@@ -79,12 +81,12 @@ inline N numbers(W words) {  // 3 -> 3.0f
 }
 
 template <class N, class W>
-inline N widen(bf16, W x) {
+HARKEN_ANYWHERE N widen(bf16, W x) {
   return __builtin_bit_cast(N, x << 16);
 }
 
 template <class N, class W>
-inline W narrow(bf16, N value) {
+HARKEN_ANYWHERE W narrow(bf16, N value) {
   W x = __builtin_bit_cast(W, value);
   W rounded = (x + 0x7fffu + ((x >> 16) & 1u)) >> 16;  // to nearest, ties to even
   W quiet = (x >> 16) | 0x40u;
@@ -94,7 +96,7 @@ inline W narrow(bf16, N value) {
 // A subnormal of float16 is mantissa 2^-24. The usual trick, a shift and a multiplication, would pass through a
 // subnormal of float32, which the kernels' floating point mode takes for zero; so it goes by way of an integer.
 template <class N, class W>
-inline N widen(f16, W x) {
+HARKEN_ANYWHERE N widen(f16, W x) {
   W sign = (x & 0x8000u) << 16, magnitude = x & 0x7fffu;
   W normal = (magnitude << 13) + (112u << 23);
   W special = (magnitude << 13) | 0x7f800000u;
@@ -104,7 +106,7 @@ inline N widen(f16, W x) {
 }
 
 template <class N, class W>
-inline W narrow(f16, N value) {
+HARKEN_ANYWHERE W narrow(f16, N value) {
   W x = __builtin_bit_cast(W, value);
   W sign = (x >> 16) & 0x8000u, magnitude = x & 0x7fffffffu;
   W shifted = magnitude - (112u << 23);

@@ -30,27 +30,29 @@ struct Sight {
   ListsOfHead lists;
 };
 
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+HARKEN_ANYWHERE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+HARKEN_ANYWHERE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
-inline Interval seen(const Sight& sight, int64_t i) {
+HARKEN_ANYWHERE Interval seen(const Sight& sight, int64_t i) {
   int64_t p = i + sight.q_start;
   return {most(0, p - sight.left), least(sight.keys, p + sight.right + 1)};
 }
 
-inline Interval seen(const Sight& sight, int64_t i0, int64_t i1) {  // by any of the queries i0 .. i1 - 1
+HARKEN_ANYWHERE Interval seen(const Sight& sight, int64_t i0, int64_t i1) {  // by any of the queries i0 .. i1 - 1
   return {seen(sight, i0).first, seen(sight, i1 - 1).end};
 }
 
 // --- lists ---
 
-inline int64_t list_of(const ListsOfHead& lists, int64_t i) { return *(const int64_t*)(lists.number + i * lists.row); }
+HARKEN_ANYWHERE int64_t list_of(const ListsOfHead& lists, int64_t i) {
+  return *(const int64_t*)(lists.number + i * lists.row);
+}
 
 // The intervals of query i that end behind key k.
 struct Behind {
   const Interval *at, *end;
 };
-inline Behind behind(const ListsOfHead& lists, int64_t i, int64_t k) {
+HARKEN_ANYWHERE Behind behind(const ListsOfHead& lists, int64_t i, int64_t k) {
   const int64_t* begin = lists.begin + list_of(lists, i);
   const Interval *at = lists.intervals + begin[0], *const end = lists.intervals + begin[1];
   for (int64_t n = end - at; n > 0;) {
@@ -72,7 +74,7 @@ struct Outlook {
 };
 
 // Queries i0 .. i1 - 1, from key k on.
-inline Outlook look(const ListsOfHead& lists, int64_t i0, int64_t i1, int64_t k) {
+HARKEN_ANYWHERE Outlook look(const ListsOfHead& lists, int64_t i0, int64_t i1, int64_t k) {
   Outlook ahead = {Shown::none, k, unbounded};
   int64_t last = -1;
   for (int64_t i = i0; i < i1; ++i) {
@@ -89,7 +91,7 @@ inline Outlook look(const ListsOfHead& lists, int64_t i0, int64_t i1, int64_t k)
 }
 
 // What lists show to queries i0 .. i1 - 1 of the keys k0 .. k1 - 1. `ahead` is for these queries alone, and remembers.
-inline Shown shown(const ListsOfHead& lists, int64_t i0, int64_t i1, int64_t k0, int64_t k1, Outlook& ahead) {
+HARKEN_ANYWHERE Shown shown(const ListsOfHead& lists, int64_t i0, int64_t i1, int64_t k0, int64_t k1, Outlook& ahead) {
   if (!lists.number) return Shown::all;
   if (k0 < ahead.from || k0 >= ahead.until) ahead = look(lists, i0, i1, k0);
   return k1 <= ahead.until ? ahead.shown : Shown::some;
@@ -97,7 +99,7 @@ inline Shown shown(const ListsOfHead& lists, int64_t i0, int64_t i1, int64_t k0,
 
 // What the list of query i shows of the keys k0 .. k1 - 1, from the first to the last; {k0, k0} if there is nothing.
 // Sets `gaps` if some between are hidden.
-inline Interval shown(const ListsOfHead& lists, int64_t i, int64_t k0, int64_t k1, bool& gaps) {
+HARKEN_ANYWHERE Interval shown(const ListsOfHead& lists, int64_t i, int64_t k0, int64_t k1, bool& gaps) {
   const Behind on = behind(lists, i, k0);
   if (on.at == on.end || on.at->first >= k1) return {k0, k0};
   if (on.at->end >= k1) return {most(k0, on.at->first), k1};
@@ -109,7 +111,7 @@ inline Interval shown(const ListsOfHead& lists, int64_t i, int64_t k0, int64_t k
 }
 
 // What query i sees of the keys k0 .. k1 - 1.
-inline Interval seen(const Sight& sight, int64_t i, int64_t k0, int64_t k1, bool& gaps) {
+HARKEN_ANYWHERE Interval seen(const Sight& sight, int64_t i, int64_t k0, int64_t k1, bool& gaps) {
   const Interval of = seen(sight, i);
   k0 = most(k0, of.first);
   k1 = least(k1, of.end);
@@ -118,7 +120,7 @@ inline Interval seen(const Sight& sight, int64_t i, int64_t k0, int64_t k1, bool
 }
 
 // No less than any of the queries i0 .. i1 - 1 sees; {k0, k0} if that is nothing.
-inline Interval seen(const Sight& sight, int64_t i0, int64_t i1, int64_t k0, int64_t k1, bool& gaps) {
+HARKEN_ANYWHERE Interval seen(const Sight& sight, int64_t i0, int64_t i1, int64_t k0, int64_t k1, bool& gaps) {
   const Interval of = seen(sight, i0, i1), all = {most(k0, of.first), least(k1, of.end)};
   if (all.first >= all.end) return {k0, k0};
   if (!sight.lists.number) return all;
@@ -132,7 +134,7 @@ inline Interval seen(const Sight& sight, int64_t i0, int64_t i1, int64_t k0, int
   return any.first < any.end ? any : Interval{k0, k0};
 }
 
-inline bool listed(const ListsOfHead& lists, int64_t i, int64_t j) {
+HARKEN_ANYWHERE bool listed(const ListsOfHead& lists, int64_t i, int64_t j) {
   if (!lists.number) return true;
   const Behind on = behind(lists, i, j);
   return on.at < on.end && on.at->first <= j;
@@ -140,7 +142,7 @@ inline bool listed(const ListsOfHead& lists, int64_t i, int64_t j) {
 
 // row[k] = 0 where query i does not see key k0 + k, 0 <= k < n.
 template <class T>
-inline void hide_gaps(const ListsOfHead& lists, int64_t i, int64_t k0, int64_t n, T* row) {
+HARKEN_ANYWHERE void hide_gaps(const ListsOfHead& lists, int64_t i, int64_t k0, int64_t n, T* row) {
   if (!lists.number) return;
   int64_t k = k0;
   for (Behind on = behind(lists, i, k0); k < k0 + n; ++on.at) {
@@ -152,14 +154,14 @@ inline void hide_gaps(const ListsOfHead& lists, int64_t i, int64_t k0, int64_t n
 
 // A score stays when its key lies in [first, end) of its query.
 template <class F>
-inline F hidden_outside(F s, F j, F first, F end) {
-  constexpr decltype(F{}[0] + F{}[0]) never = -__builtin_inff();
+HARKEN_ANYWHERE F hidden_outside(F s, F j, F first, F end) {
+  constexpr Number<F> never = -__builtin_inff();
   return ((j >= first) & (j < end)) ? s : F{} + never;
 }
 
 template <class F>
-inline F hidden_where_zero(F s, F mask) {
-  constexpr decltype(F{}[0] + F{}[0]) never = -__builtin_inff();
+HARKEN_ANYWHERE F hidden_where_zero(F s, F mask) {
+  constexpr Number<F> never = -__builtin_inff();
   return mask != F{} ? s : F{} + never;
 }
 

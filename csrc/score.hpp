@@ -15,17 +15,17 @@ namespace {
 constexpr double log2e = 0x1.71547652b82fep0, ln2 = 0x1.62e42fefa39efp-1;
 
 template <class F, class T>
-inline F softcapped(F s, T cap) {
+HARKEN_ANYWHERE F softcapped(F s, T cap) {
   return cap * tanh(s * (T(1) / cap));
 }
 
 template <class F>
-inline F biased(F s, F bias) {
-  return s + bias * decltype(F{}[0] + F{}[0])(log2e);
+HARKEN_ANYWHERE F biased(F s, F bias) {
+  return s + bias * Number<F>(log2e);
 }
 
 template <class F>
-inline F distanced(F s, F slope, F p, F j) {
+HARKEN_ANYWHERE F distanced(F s, F slope, F p, F j) {
   return s - slope * absolute(p - j);
 }
 
@@ -36,29 +36,32 @@ struct Modifiers {
   T slope;
   bool bias, alibi;
 
-  bool any() const { return cap != 0 || bias || alibi; }
+  HARKEN_ANYWHERE bool any() const { return cap != 0 || bias || alibi; }
 };
 
 template <class T>
-inline Modifiers<T> modifiers_of(const Problem& problem, double slope) {
+HARKEN_ANYWHERE Modifiers<T> modifiers_of(const Problem& problem, double slope) {
   return {T(problem.softcap * log2e), T(slope * log2e), problem.bias.data != nullptr, problem.slopes.data != nullptr};
 }
 
 // All of them, in their order.
 template <class F, class T>
-inline F modified(F s, const Modifiers<T>& by, F bias, F slope, F p, F j) {
+HARKEN_ANYWHERE F modified(F s, const Modifiers<T>& by, F bias, F slope, F p, F j) {
   if (by.cap != 0) s = softcapped(s, by.cap);
   if (by.bias) s = biased(s, bias);
   if (by.alibi) s = distanced(s, slope, p, j);
   return s;
 }
 
-// 1 / |x| for a row of n numbers, in double so that no float overflows; a zero row stays zero.
+// 1 / |x| from |x|^2, in double so that no float overflows; a zero row stays zero.
+HARKEN_ANYWHERE double inverse_root(double square) { return square == 0 ? 0 : 1 / __builtin_sqrt(square); }
+
+// The same of a row of n numbers.
 template <class T>
-inline double inverse_norm(const T* x, int64_t n) {
+HARKEN_ANYWHERE double inverse_norm(const T* x, int64_t n) {
   double sum = 0;
   for (int64_t i = 0; i < n; ++i) sum += double(x[i]) * double(x[i]);
-  return sum == 0 ? 0 : 1 / __builtin_sqrt(sum);
+  return inverse_root(sum);
 }
 
 }  // namespace

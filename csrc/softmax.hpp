@@ -10,7 +10,7 @@
 // call). Each row moves its own m, so that its bits never depend on its neighbours.
 #pragma once
 
-#include <stdint.h>
+#include "anywhere.hpp"
 
 namespace harken {
 namespace {
@@ -27,8 +27,8 @@ struct Move {
 
 // scores are s - base; top is the largest of them in each lane. A row without a key yet has m = limit = -inf.
 template <class F>
-inline Move<F> move(F m, F limit, F top, F base) {
-  using T = decltype(F{}[0] + F{}[0]);
+HARKEN_ANYWHERE Move<F> move(F m, F limit, F top, F base) {
+  using T = Number<F>;
   constexpr T none = -__builtin_inff();
   F s = top + base;
   auto grow = s > limit;
@@ -40,13 +40,13 @@ inline Move<F> move(F m, F limit, F top, F base) {
 
 // m as a number to subtract: 0 for a row that has seen no key, so that -inf - -inf never occurs.
 template <class F>
-inline F reference(F m) {
-  constexpr decltype(F{}[0] + F{}[0]) none = -__builtin_inff();
+HARKEN_ANYWHERE F reference(F m) {
+  constexpr Number<F> none = -__builtin_inff();
   return m == none ? F{} : m;
 }
 
 // A sink is one more key, of weight 1 and no value: (m, l, O) + (sink, 1, 0). Returns the factor a of O.
-inline double add_sink(double& m, double& l, double sink) {
+HARKEN_ANYWHERE double add_sink(double& m, double& l, double sink) {
   constexpr double none = -__builtin_inf();
   if (sink == none) return 1;
   double M = sink > m ? sink : m;
@@ -56,7 +56,7 @@ inline double add_sink(double& m, double& l, double sink) {
   return a;
 }
 
-inline double log_sum(double m, double l) {  // natural
+HARKEN_ANYWHERE double log_sum(double m, double l) {  // natural
   constexpr double ln2 = 0x1.62e42fefa39efp-1;
   return l == 0 ? -__builtin_inf() : (m + __builtin_log2(l)) * ln2;
 }

@@ -35,11 +35,11 @@ class NoCapsule(Exporter):
 
 WRONG: list[tuple[Exporter, type[Exception], str]] = [
     (zeros(device=2, number=1), RuntimeError,
-     "NAME lies on cuda:1: this build of harken computes on the CPU only; give a copy that lies on the CPU"),
+     f"NAME lies on cuda:1: {harken.cuda.why_not()}; give a copy that lies on the CPU"),
     (zeros(device=10), RuntimeError,
-     "NAME lies on rocm:0: this build of harken computes on the CPU only; give a copy that lies on the CPU"),
+     "NAME lies on rocm:0: harken computes on the CPU and on NVIDIA cards; give a copy that lies on the CPU"),
     (zeros(device=99, number=3), RuntimeError,
-     "NAME lies on DLPack's device 99:3: this build of harken computes on the CPU only; "
+     "NAME lies on DLPack's device 99:3: harken computes on the CPU and on NVIDIA cards; "
      "give a copy that lies on the CPU"),
     (zeros(lanes=4), TypeError, "NAME has elements of DLPack's type 2 with 32 bits in 4 lanes, which NumPy has not"),
     (zeros(code=17, bits=4), TypeError,

@@ -36,7 +36,7 @@ def files(folder: str, *suffixes: str) -> list[Path]:
     return found
 
 
-CPP = files("csrc", ".hpp", ".cpp")
+CPP = files("csrc", ".hpp", ".cpp", ".cu", ".cuh", ".h")
 PYTHON = [path for folder in ("python", "tests", "bench", "examples") for path in files(folder, ".py")]
 
 
@@ -206,7 +206,7 @@ def test_map_of_the_house() -> None:
     """Every file is on the map, with the sentence that it opens with."""
     drawn = list(mapped())
     house = {path: idea(path) for path in CPP + files("python", ".py")}
-    data = files("python", ".pyi", ".txt", ".typed")
+    data = files("python", ".pyi", ".txt", ".typed", ".json")
     assert len(drawn) == len(dict(drawn)), "a file is on the map twice"
     assert {path for path, _ in drawn} == {*house, *data}
     assert {path: sentence for path, sentence in drawn if path in house} == house

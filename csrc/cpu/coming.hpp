@@ -6,7 +6,7 @@
 // Of rows 2 KiB or more apart the heads of a batch share the pages: a read a row would cost more than it gives.
 #pragma once
 
-#include "head.hpp"
+#include "../head.hpp"
 
 namespace harken {
 namespace {

@@ -35,8 +35,6 @@ template <class T>
 using Lanes = typename Vector<T>::F;
 template <class T>
 constexpr int lanes = Vector<T>::lanes;
-template <class F>
-using Number = __typeof__(F{}[0] + F{}[0]);  // T of a Lanes<T>
 
 using F32 = Lanes<float>;
 using F64 = Lanes<double>;

@@ -3,7 +3,7 @@
 // Here storage types end. What is read is the same number whatever the strides were, so a layout never changes a bit.
 #pragma once
 
-#include "head.hpp"
+#include "../head.hpp"
 #include "lanes.hpp"
 
 namespace harken {

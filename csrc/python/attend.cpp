@@ -1,6 +1,7 @@
 // attend.cpp - harken.attention: read the arguments, let the backend answer, hand out the results.
 #include "../backend.hpp"
 #include "../parallel.hpp"
+#include "card.hpp"
 #include "foreign.hpp"
 #include "request.hpp"
 
@@ -52,7 +53,9 @@ bool signalled() {
   return raised;
 }
 
-PyObject* attend(PyObject* const* values) {
+namespace {
+
+PyObject* attend_here(PyObject* const* values) {
   Request request(values, Purpose::run);
   read_operands(request);
   read_options(request);
@@ -62,7 +65,16 @@ PyObject* attend(PyObject* const* values) {
   return hand_out(request, compute(request));
 }
 
+}  // namespace
+
+PyObject* attend(PyObject* const* values) { return where_it_lies(attend_here, "attend", values); }
+
 Outcome compute(Request& request) {
+  if (request.card >= 0) {
+    const auto problem = reinterpret_cast<uintptr_t>(&request.problem);
+    py::module_::import("harken.cuda.plan").attr("attend")(problem, sizeof(Problem), request.card, request.stream);
+    return Outcome::done;
+  }
   const Backend& backend = chosen();
   Plan plan = cut(request.problem, backend, request.threads);
   const Unlocked unlocked(work(request.problem));

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "card.hpp"
 #include "errors.hpp"
 
 namespace harken {
@@ -64,20 +65,21 @@ Element element_of(PyArrayObject* array) {
   return {extensions[0].code, bits, 1};
 }
 
-void check_device(const Tensor& tensor, const char* name) {
+void check_device(const Tensor& tensor, const char* name, int card) {
   switch (tensor.device) {
     case 1:  // the CPU's own memory
     case 3:
     case 11:  // and such as CUDA or ROCm have pinned
       return;
+    case 2:   // CUDA's
+    case 13:  // and what it manages
+      if (tensor.device_number == card) return;
+      refuse_on_card(name, tensor.device_number);
   }
-  const char* const known = tensor.device == 2    ? "cuda"
-                            : tensor.device == 8  ? "metal"
-                            : tensor.device == 10 ? "rocm"
-                                                  : nullptr;
+  const char* const known = tensor.device == 8 ? "metal" : tensor.device == 10 ? "rocm" : nullptr;
   const py::object device = known != nullptr ? py::str(known) : py::str("DLPack's device {}").format(tensor.device);
   refuse(PyExc_RuntimeError,
-         "%s lies on %U:%d: this build of harken computes on the CPU only; give a copy that lies on the CPU", name,
+         "%s lies on %U:%d: harken computes on the CPU and on NVIDIA cards; give a copy that lies on the CPU", name,
          device.ptr(), tensor.device_number);
 }
 
@@ -102,8 +104,8 @@ void release(Versioned* tensor) {  // on any thread, at any time
 
 }  // namespace
 
-py::object view_tensor(const Tensor& tensor, bool writeable, py::object owner, const char* name) {
-  check_device(tensor, name);
+py::object view_tensor(const Tensor& tensor, bool writeable, py::object owner, const char* name, int card) {
+  check_device(tensor, name, card);
   if (tensor.axes < 0 || tensor.axes > most_axes) {
     refuse(PyExc_ValueError, "%s has %d axes: wanted at most %d", name, tensor.axes, most_axes);
   }
@@ -129,21 +131,28 @@ py::object view_tensor(const Tensor& tensor, bool writeable, py::object owner, c
 }
 
 // The capsule stays as it was made, so that its own destructor gives the memory back when the array is gone.
-py::object view_capsule(const py::object& capsule, const std::string& name) {
+py::object view_capsule(const py::object& capsule, const std::string& name, int card) {
   if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
     const auto* versioned = inside<Versioned>(capsule, "dltensor_versioned");
     if (versioned->major != 1) {
       refuse(PyExc_BufferError, "%s comes by version %u.%u of DLPack: wanted 1.x", name.c_str(), versioned->major,
              versioned->minor);
     }
-    return view_tensor(versioned->tensor, (versioned->flags & 1) == 0, capsule, name.c_str());
+    return view_tensor(versioned->tensor, (versioned->flags & 1) == 0, capsule, name.c_str(), card);
   }
   // Before version 1 nothing said what may be written to, and nothing said that it came from an immutable array.
-  return view_tensor(inside<Managed>(capsule, "dltensor")->tensor, false, capsule, name.c_str());
+  return view_tensor(inside<Managed>(capsule, "dltensor")->tensor, false, capsule, name.c_str(), card);
 }
 
 // NumPy writes capsules for its own types only: of others it sees the bits, and what they mean is entered afterwards.
-py::object make_capsule(const py::object& array) {
+py::object make_capsule(const py::object& array, int card) {
+  if (card >= 0) {
+    const py::object capsule = make_capsule(array, -1);
+    Tensor& tensor = inside<Managed>(capsule, "dltensor")->tensor;
+    tensor.device = 2;
+    tensor.device_number = card;
+    return capsule;
+  }
   const std::string name = array.attr("dtype").attr("name").cast<std::string>();
   for (const auto& type : extensions) {
     if (name != type.name) continue;

@@ -39,12 +39,13 @@ struct Versioned {  // in a capsule named "dltensor_versioned"
 
 }  // namespace dlpack
 
-// A NumPy array over the memory of a tensor, which `owner` keeps alive. `name` is the argument's.
-py::object view_tensor(const dlpack::Tensor& tensor, bool writeable, py::object owner, const char* name);
+// A NumPy array over the memory of a tensor, which `owner` keeps alive. `name` is the argument's. If it lies on a card
+// that must be this one.
+py::object view_tensor(const dlpack::Tensor& tensor, bool writeable, py::object owner, const char* name, int card = -1);
 
 // The same of a capsule, which is its own owner; and a capsule over the memory of an array.
-py::object view_capsule(const py::object& capsule, const std::string& name);
-py::object make_capsule(const py::object& array);
+py::object view_capsule(const py::object& capsule, const std::string& name, int card);
+py::object make_capsule(const py::object& array, int card);
 
 // A tensor over the memory of an array, which it keeps alive until it is released. nullptr: no memory for it.
 dlpack::Versioned* lend(PyArrayObject* array);

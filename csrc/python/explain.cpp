@@ -3,6 +3,7 @@
 
 #include "../parallel.hpp"
 #include "backends.hpp"
+#include "card.hpp"
 #include "request.hpp"
 
 namespace harken {
@@ -23,6 +24,10 @@ py::tuple converted(const Request& request) {
 py::object plan_of(const Request& request) {
   using namespace py::literals;
   const Problem& problem = request.problem;
+  if (request.card >= 0) {
+    const auto address = reinterpret_cast<uintptr_t>(&problem);
+    return py::module_::import("harken.cuda.plan").attr("explain")(address, sizeof(Problem), request.card);
+  }
   const Backend& backend = chosen();
   const Plan plan = cut(problem, backend, request.threads);
   static const char* const names[] = {"highest", "high", "medium"};
@@ -46,9 +51,7 @@ py::object plan_of(const Request& request) {
                     "why_ranges"_a = plan.why_ranges, "why_threads"_a = plan.why_threads, "why_precision"_a = why);
 }
 
-}  // namespace
-
-PyObject* explain(PyObject* const* values) {
+PyObject* explain_here(PyObject* const* values) {
   Request request(values, Purpose::describe);
   read_operands(request);
   read_options(request);
@@ -56,5 +59,9 @@ PyObject* explain(PyObject* const* values) {
   merge_axes(request.problem);
   return plan_of(request).release().ptr();
 }
+
+}  // namespace
+
+PyObject* explain(PyObject* const* values) { return where_it_lies(explain_here, "explain", values); }
 
 }  // namespace harken

@@ -59,7 +59,9 @@ bool is_foreign(PyObject* object) {
   if (PyArray_Check(object) || PyArray_IsAnyScalar(object) || PyList_Check(object) || PyTuple_Check(object))
     return false;
   static PyObject* const name = PyUnicode_InternFromString("__dlpack__");
-  return PyObject_HasAttr(reinterpret_cast<PyObject*>(Py_TYPE(object)), name) == 1;
+  static PyObject* const on_card = PyUnicode_InternFromString("__cuda_array_interface__");
+  PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(object));
+  return PyObject_HasAttr(type, name) == 1 || PyObject_HasAttr(type, on_card) == 1;
 }
 
 // A (1, 1, 1, 8) float32 tensor of PyTorch 2.13: by its table of functions 360 ns, through Python 2300 ns.

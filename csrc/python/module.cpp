@@ -2,6 +2,7 @@
 #define HARKEN_IMPORTS_NUMPY
 #include "../parallel.hpp"
 #include "backends.hpp"
+#include "card.hpp"
 #include "dlpack.hpp"
 #include "layers.hpp"
 #include "ragged.hpp"
@@ -40,13 +41,16 @@ PYBIND11_MODULE(_harken_core, module) {
   module.def("native", native, py::arg("function"), "The function with its body in C++, found by its name.");
   module.def("attend_packed", attend_packed, "What harken.attention_varlen calls.");
   module.def("attend_stored", attend_stored, "What harken.KVCache.attend calls.");
+  module.def("attend_on_card", attend_on_card, "What harken.attention calls where the arrays lie on a card.");
   module.def("backends", backend_names, "What this machine runs, best first.");
   module.def("set_backend", choose_backend, py::arg("name"), "Compute with this backend; None: with the best.");
   module.def("get_backend", [] { return chosen().name; }, "The name of the backend that computes.");
   module.def("set_num_threads", choose_threads, py::arg("count"), "Use this many threads; None: the default.");
   module.def("get_num_threads", get_threads, "How many threads a call uses that names no number.");
-  module.def("_view", view_capsule, py::arg("capsule"), py::arg("name"), "The memory of a DLPack capsule as an array.");
-  module.def("_capsule", make_capsule, py::arg("array"), "The memory of an array as a DLPack capsule.");
+  module.def("_view", view_capsule, py::arg("capsule"), py::arg("name"), py::arg("card") = -1,
+             "The memory of a DLPack capsule as an array.");
+  module.def("_capsule", make_capsule, py::arg("array"), py::arg("card") = -1,
+             "The memory of an array as a DLPack capsule.");
   module.def("_set_form", choose_form, py::arg("name"), "Compute in this form wherever it is able; None: the fastest.");
   module.def("_info", build_facts, "What was built, found and chosen.");
   bind_layers(module);

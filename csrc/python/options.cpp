@@ -1,6 +1,8 @@
 // options.cpp - what turns scores into weights, and who may look: numbers, words, and arrays that broadcast.
 #include <math.h>
 
+#include <string>
+
 #include "arrays.hpp"
 
 namespace harken {
@@ -228,13 +230,14 @@ void read_storage_scale(Request& request, Argument argument, Argument of, View& 
 void read_device(Request& request) {
   PyObject* given = request[argument::device];
   if (given == Py_None) return;
-  if (!PyUnicode_Check(given)) refuse(PyExc_TypeError, "device is %R: wanted None or 'cpu'", given);
+  if (!PyUnicode_Check(given)) refuse(PyExc_TypeError, "device is %R: wanted None, 'cpu' or 'cuda'", given);
   if (PyUnicode_CompareWithASCIIString(given, "cpu") == 0) return;
-  const py::object cuda = py::str("cuda");
-  if (PyUnicode_Tailmatch(given, cuda.ptr(), 0, PY_SSIZE_T_MAX, -1) == 1) {
-    refuse(PyExc_RuntimeError, "device is %R: this build of harken computes on the CPU only; leave device=None", given);
+  const std::string name = py::handle(given).cast<std::string>(), number = name.substr(name.find(':') + 1);
+  const bool numbered = !number.empty() && number.size() < 4 && number.find_first_not_of("0123456789") == number.npos;
+  if (name != "cuda" && !(name.compare(0, 5, "cuda:") == 0 && numbered)) {
+    refuse(PyExc_ValueError, "device is %R: wanted None, 'cpu', 'cuda' or 'cuda:1'", given);
   }
-  refuse(PyExc_ValueError, "device is %R: wanted None or 'cpu'", given);
+  request.card = py::module_::import("harken.cuda.plan").attr("require")(name).cast<int>();
 }
 
 }  // namespace

@@ -99,6 +99,12 @@ void lay_stored(Request& request, const py::object& table, const py::object& ori
   problem.pages.v_step = PyArray_STRIDE(V, 0);
 }
 
+void on_the_cpu(const Request& request, const char* what) {
+  if (request.card < 0) return;
+  refuse(PyExc_RuntimeError, "device is %R: harken computes %s on the CPU only; leave device=None",
+         request[argument::device], what);
+}
+
 }  // namespace
 
 py::object attend_packed(const py::object& attention, const py::object& queries, const py::object& keys,
@@ -124,6 +130,7 @@ py::object attend_packed(const py::object& attention, const py::object& queries,
   one_leading_axis(problem, ragged.count);
   View* const packed[] = {&problem.q, &problem.k, &problem.v, &problem.out, &problem.lse};
   read_options(request);
+  on_the_cpu(request, "packed sequences");
   problem.Lq = Tq;  // of the results
   make_results(request);
   for (View* view : packed) view->batch[0] = 0;
@@ -155,6 +162,7 @@ py::object attend_stored(const py::object& attention, const py::object& queries,
     if (problem.Lk < held.at[b]) problem.Lk = held.at[b];
   }
   read_options(request);
+  on_the_cpu(request, "a cache on the host");
   if (!table.is_none()) {
     problem.pages.k_scale_step = problem.k_scale.batch[0];
     problem.pages.v_scale_step = problem.v_scale.batch[0];

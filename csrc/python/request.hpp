@@ -37,6 +37,9 @@ struct Request {
   bool stored = false;  // k and v are (pages, Hkv, rows, D), whose first axis is none of q's
   bool return_lse, return_weights;
   const char* precision;
+  int card = -1;                         // of device=; -1: the CPU
+  uintptr_t stream = 0;                  // of CUDA, which orders the work
+  PyObject* make = nullptr;              // make(shape, dtype, zero): a result where q lies
   int threads;                           // 0: the default
   int64_t q_start, q_length, kv_length;  // where the views point if an int was given
 

@@ -64,6 +64,12 @@ void lay(const Request& request, const Places& places, const npy_intp* strides, 
   return array;
 }
 
+// A new array in the memory of the card that q lies on.
+[[gnu::cold]] PyObject* on_card(const Request& request, const Shape& shape, PyArray_Descr* steals_descr, bool zero) {
+  const auto descr = py::reinterpret_steal<py::object>(reinterpret_cast<PyObject*>(steals_descr));
+  return py::handle(request.make)(shape_text(shape.sizes, shape.axes), descr, zero).release().ptr();
+}
+
 // A new array in C order. One that is only described has a place but no memory.
 PyArrayObject* make(Request& request, const Places& places, Shape& shape, int type_number, bool zero, View& view) {
   PyArray_Descr* descr = PyArray_DescrFromType(type_number);
@@ -79,7 +85,8 @@ PyArrayObject* make(Request& request, const Places& places, Shape& shape, int ty
     return nullptr;
   }
   PyObject* array =
-      request.foreign ? aligned(shape, descr, zero)
+      request.make != nullptr ? on_card(request, shape, descr, zero)
+      : request.foreign       ? aligned(shape, descr, zero)
       : zero ? PyArray_Zeros(shape.axes, shape.sizes, descr, 0)
              : PyArray_NewFromDescr(&PyArray_Type, descr, shape.axes, shape.sizes, nullptr, nullptr, 0, nullptr);
   PyArrayObject* made = request.keep(must(array));
@@ -184,6 +191,9 @@ void make_results(Request& request) {
       lay(request, out_places, PyArray_STRIDES(request.result), problem.out);
       problem.out.data = PyArray_BYTES(request.result);
     } else {
+      if (request.make != nullptr) {
+        refuse(PyExc_ValueError, "out overlaps an input: on a card wanted memory of its own");
+      }
       request.converted |= 1u << argument::out;
       request.aside = make(request, out_places, shape, type_number, false, problem.out);
     }

@@ -7,6 +7,8 @@
 (10, 512)
 """
 
+from typing import Any as _Any
+
 from harken import masks, plot
 from harken._load import core as _core
 from harken.additive import additive_attention
@@ -26,6 +28,15 @@ from harken.threads import get_num_threads, set_num_threads
 from harken.varlen import attention_varlen
 
 __version__ = _core.__version__
+
+
+def __getattr__(name: str) -> _Any:
+    if name not in ("cuda", "keras", "layers"):  # which few programs need
+        raise AttributeError(f"module 'harken' has no attribute {name!r}")
+    from importlib import import_module
+
+    return import_module(f"harken.{name}")
+
 
 __all__ = [
     "AttentionStats",

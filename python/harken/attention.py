@@ -192,7 +192,8 @@ def attention(
     threads : int, optional
         How many threads may work; see `harken.set_num_threads`. The result does not depend on it.
     device : str, optional
-        None or "cpu".
+        None or "cpu"; "cuda" or "cuda:1" computes on a card, see `harken.cuda`. Arrays that lie on a card need no
+        device: there they are computed.
 
     Returns
     -------

@@ -20,15 +20,23 @@ from harken._load import core
 Array = NDArray[Any]
 
 
+class OnCard(RuntimeError):
+    """An array lies on a card, where this function does not compute."""
+
+
 def is_foreign(x: object) -> bool:
     """Is it an array of another library?"""
-    return hasattr(type(x), "__dlpack__") and not isinstance(x, np.ndarray)
+    return (hasattr(type(x), "__dlpack__") or hasattr(type(x), "__cuda_array_interface__")) and not isinstance(
+        x, np.ndarray
+    )
 
 
 def view(name: str, x: Any) -> Any:
     """A NumPy array over the memory of a foreign array, which it keeps alive; anything else as it is."""
     if not is_foreign(x):
         return x
+    if not hasattr(type(x), "__dlpack__"):
+        raise OnCard(f"{name} lies on a card: this function computes on the CPU only; give a copy that lies on the CPU")
     if getattr(x, "requires_grad", False):
         raise TypeError(f"{name} requires a gradient, which harken does not compute: give {name}.detach()")
     if hasattr(x, "is_neg") and x.is_neg():  # which PyTorch exports as if it were not
@@ -50,7 +58,7 @@ def view(name: str, x: Any) -> Any:
 
 def give(like: Any, array: Array) -> Any:
     """The array as one of the library and on the device of `like`; a NumPy array where no library takes it."""
-    library = _library(like) if is_foreign(like) else None
+    library = library_of(like) if is_foreign(like) else None
     if library is None:
         return array
     exporter = array if array.dtype.isbuiltin == 1 else _Export(array)
@@ -102,7 +110,7 @@ class _Export:
         return 1, 0
 
 
-def _library(x: Any) -> Any:
+def library_of(x: Any) -> Any:
     """What has the `from_dlpack` that makes such arrays: the namespace it names, or the package of its class."""
     if hasattr(x, "__array_namespace__"):
         return x.__array_namespace__()

@@ -29,6 +29,8 @@ def info() -> dict[str, Any]:
     >>> facts["cpu"]["backend"] in facts["cpu"]["available"]
     True
     """
+    from harken import cuda  # what it loads is loaded here, not with harken
+
     facts = core._info()
     return {
         "version": facts["version"],
@@ -55,7 +57,20 @@ def info() -> dict[str, Any]:
             "openmp": facts["openmp"],
         },
         "cuda": {
-            "available": False,
-            "why": "this build computes on the CPU only",
+            "available": cuda.is_available(),
+            "why": cuda.why_not(),
+            "devices": [
+                f"{card['name']}, compute capability {card['capability']}, {card['memory'] / 2**30:.3g} GiB"
+                for card in cuda.devices()
+            ],
+            "kernels": [
+                f"{kernel['name']}, " + (", ".join(map(_checked, kernel["checked"])) or "not checked on any card yet")
+                for kernel in cuda.kernels()
+            ],
         },
     }
+
+
+def _checked(record: dict[str, str]) -> str:
+    """One record in words."""
+    return f"checked on {record['card']} on {record['date']}"

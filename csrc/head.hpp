@@ -1,9 +1,9 @@
 // head.hpp - one (batch, head) problem out of many: where its arrays begin and what holds for all of its rows.
 #pragma once
 
-#include "../mask.hpp"
-#include "../problem.hpp"
-#include "../score.hpp"
+#include "mask.hpp"
+#include "problem.hpp"
+#include "score.hpp"
 
 namespace harken {
 namespace {
@@ -14,9 +14,9 @@ struct Scale {
   const char* data;  // null: 1
   int64_t row, col;
 
-  bool by_row() const { return row != 0; }
+  HARKEN_ANYWHERE bool by_row() const { return row != 0; }
   template <class T>
-  T at(int64_t i, int64_t j) const {
+  HARKEN_ANYWHERE T at(int64_t i, int64_t j) const {
     return *(const T*)(data + i * row + j * col);
   }
 };
@@ -28,7 +28,7 @@ struct Matrix {
   int64_t row, col;
   Scale scale = {};
 
-  char* at(int64_t i, int64_t j) const { return data + i * row + j * col; }
+  HARKEN_ANYWHERE char* at(int64_t i, int64_t j) const { return data + i * row + j * col; }
 };
 
 // Keys or values, which may lie in pages.
@@ -38,11 +38,11 @@ struct Stored : Matrix {
 
   char* at(int64_t, int64_t) const = delete;  // a page has places
 
-  bool even(int64_t i, int64_t i1) const {  // are rows i .. i1 - 1 of one page?
+  HARKEN_ANYWHERE bool even(int64_t i, int64_t i1) const {  // are rows i .. i1 - 1 of one page?
     return !table || (i < i1 && (i + origin) / rows == (i1 - 1 + origin) / rows);
   }
 
-  Matrix page(int64_t i) const {  // that of row i; its rows have the numbers that they have here
+  HARKEN_ANYWHERE Matrix page(int64_t i) const {  // that of row i; its rows have the numbers that they have here
     if (!table) return *this;
     const int64_t n = (i + origin) / rows, before = n * rows - origin;
     Scale by = scale;
@@ -65,14 +65,14 @@ struct BatchRow {
   int axes;
   int64_t index[max_batch_axes];
 
-  int64_t offset(const View& view) const {
+  HARKEN_ANYWHERE int64_t offset(const View& view) const {
     int64_t sum = 0;
     for (int a = 0; a < axes; ++a) sum += index[a] * view.batch[a];
     return sum;
   }
 };
 
-inline void locate(const Problem& p, int64_t b, BatchRow& row) {
+HARKEN_ANYWHERE void locate(const Problem& p, int64_t b, BatchRow& row) {
   row.axes = p.batch_axes;
   for (int a = p.batch_axes - 1; a > 0; --a) {
     row.index[a] = b % p.batch_shape[a];
@@ -81,22 +81,22 @@ inline void locate(const Problem& p, int64_t b, BatchRow& row) {
   if (p.batch_axes) row.index[0] = b;
 }
 
-inline Matrix matrix_at(const View& view, const BatchRow& b, int64_t h) {
+HARKEN_ANYWHERE Matrix matrix_at(const View& view, const BatchRow& b, int64_t h) {
   if (!view.data) return {nullptr, view.type, 0, 0};
   return {view.data + b.offset(view) + h * view.head, view.type, view.row, view.col};
 }
 
-inline ListsOfHead lists_at(const Lists& lists, const BatchRow& b, int64_t h) {
+HARKEN_ANYWHERE ListsOfHead lists_at(const Lists& lists, const BatchRow& b, int64_t h) {
   const Matrix number = matrix_at(lists.number, b, h);
   return {number.data, number.row, lists.begin, lists.intervals};
 }
 
-inline int64_t integer_at(const View& view, const BatchRow& b, int64_t otherwise) {
+HARKEN_ANYWHERE int64_t integer_at(const View& view, const BatchRow& b, int64_t otherwise) {
   return view.data ? *(const int64_t*)(view.data + b.offset(view)) : otherwise;
 }
 
 // Field by field where it will stay: copied as a whole it was read before its parts had arrived, 90 ns a head.
-inline void place(Matrix& M, const View& view, const BatchRow& b, int64_t h) {
+HARKEN_ANYWHERE void place(Matrix& M, const View& view, const BatchRow& b, int64_t h) {
   const bool there = view.data != nullptr;
   M.data = there ? view.data + b.offset(view) + h * view.head : nullptr;
   M.type = view.type;
@@ -104,8 +104,8 @@ inline void place(Matrix& M, const View& view, const BatchRow& b, int64_t h) {
   M.col = there ? view.col : 0;
 }
 
-inline void place(Stored& M, const Pages& pages, const View& view, int64_t step, const View& scale, int64_t scale_step,
-                  const BatchRow& b, int64_t h) {
+HARKEN_ANYWHERE void place(Stored& M, const Pages& pages, const View& view, int64_t step, const View& scale,
+                           int64_t scale_step, const BatchRow& b, int64_t h) {
   const View& table = pages.table;
   place(M, view, b, h);
   M.table = table.data ? (const int64_t*)(table.data + b.offset(table)) : nullptr;
@@ -119,7 +119,7 @@ inline void place(Stored& M, const Pages& pages, const View& view, int64_t step,
   M.scale.col = scale.col;
 }
 
-inline double number_at(const View& view, const BatchRow& b, int64_t h, double otherwise) {
+HARKEN_ANYWHERE double number_at(const View& view, const BatchRow& b, int64_t h, double otherwise) {
   return view.data ? *(const double*)(view.data + b.offset(view) + h * view.head) : otherwise;
 }
 
@@ -137,7 +137,7 @@ struct Head {
 };
 
 template <class T>
-inline Head<T> head_at(const Problem& p, int64_t batch_row, int64_t h) {
+HARKEN_ANYWHERE Head<T> head_at(const Problem& p, int64_t batch_row, int64_t h) {
   Head<T> head;
   BatchRow b;
   locate(p, batch_row, b);
@@ -171,8 +171,8 @@ inline Head<T> head_at(const Problem& p, int64_t batch_row, int64_t h) {
 
 // What lists show to queries i0 .. i1 - 1 of any of the heads, which see the same keys otherwise.
 template <class T>
-inline Shown shown(const Head<T>* heads, int64_t count, int64_t i0, int64_t i1, int64_t k0, int64_t k1,
-                   Outlook& ahead) {
+HARKEN_ANYWHERE Shown shown(const Head<T>* heads, int64_t count, int64_t i0, int64_t i1, int64_t k0, int64_t k1,
+                            Outlook& ahead) {
   if (!heads[0].sight.lists.number) return Shown::all;
   if (k0 >= ahead.from && k1 <= ahead.until) return ahead.shown;
   shown(heads[0].sight.lists, i0, i1, k0, k1, ahead = {});
@@ -187,7 +187,7 @@ inline Shown shown(const Head<T>* heads, int64_t count, int64_t i0, int64_t i1, 
 
 // No less of the keys k0 .. k1 - 1 than they see.
 template <class T>
-inline Interval seen(const Head<T>* heads, int64_t count, int64_t i0, int64_t i1, int64_t k0, int64_t k1) {
+HARKEN_ANYWHERE Interval seen(const Head<T>* heads, int64_t count, int64_t i0, int64_t i1, int64_t k0, int64_t k1) {
   bool gaps = false;
   Interval any = seen(heads[0].sight, i0, i1, k0, k1, gaps);
   for (int64_t h = 1; h < count; ++h) {

@@ -1,0 +1,165 @@
+// emulator.cpp - the threads of a block as fibers that give way where they wait, so that a kernel runs on a processor.
+#include <setjmp.h>
+#include <stdlib.h>
+#include <ucontext.h>
+
+#include <memory>
+#include <mutex>
+#include <numeric>
+#include <utility>
+#include <vector>
+
+#include "fault.hpp"
+#include "words.hpp"
+
+namespace harken::emulator {
+
+Place here;
+
+namespace {
+
+constexpr size_t stack_bytes = 64 << 10, fence_bytes = 256;
+constexpr char fence = 0x5a;
+
+// Those who come wait until all have come.
+struct Meeting {
+  int arrived = 0;
+  int64_t rounds = 0;
+};
+
+struct Warp {
+  Meeting meeting;
+  char slots[2][lanes_of_warp][slot_bytes];  // one is read while the next is written
+};
+
+struct Fiber {
+  ucontext_t first;
+  jmp_buf at;
+  std::unique_ptr<char[]> stack{new char[stack_bytes]};
+  bool begun, ended;
+  int exchanges;
+};
+
+// swapcontext() asks the kernel for the signal mask each time, 0.3 us; a jump between stacks takes 10 ns.
+struct Block {
+  jmp_buf scheduler;
+  std::vector<Fiber> fibers;
+  std::vector<Warp> warps;
+  Meeting meeting;
+  bool moved;  // did any thread get further in this round?
+  int running;
+  void (*body)(const void*);
+  const void* context;
+} state;
+
+void give_way() {
+  if (_setjmp(state.fibers[state.running].at) == 0) _longjmp(state.scheduler, 1);
+}
+
+void meet(Meeting& meeting, int count) {
+  const int64_t mine = meeting.rounds;
+  if (++meeting.arrived == count) {
+    meeting.arrived = 0;
+    ++meeting.rounds;
+    state.moved = true;
+    return;
+  }
+  while (meeting.rounds == mine) give_way();
+}
+
+void begin() {
+  state.body(state.context);
+  state.fibers[state.running].ended = true;
+  state.moved = true;
+  _longjmp(state.scheduler, 1);
+}
+
+void go_on(int thread) {
+  Fiber& fiber = state.fibers[thread];
+  here.thread = state.running = thread;
+  if (_setjmp(state.scheduler) != 0) return;
+  if (fiber.begun) _longjmp(fiber.at, 1);
+  fiber.begun = true;
+  getcontext(&fiber.first);
+  fiber.first.uc_stack = {fiber.stack.get(), 0, stack_bytes};
+  fiber.first.uc_link = nullptr;
+  makecontext(&fiber.first, begin, 0);
+  setcontext(&fiber.first);
+}
+
+std::vector<int> drawn_order(int count, int64_t seed) {
+  std::vector<int> order(count);
+  std::iota(order.begin(), order.end(), 0);
+  uint64_t random = uint64_t(seed) + 1;
+  for (int n = count - 1; n > 0; --n) {
+    random = random * 6364136223846793005u + 1442695040888963407u;
+    std::swap(order[n], order[(random >> 33) % uint64_t(n + 1)]);
+  }
+  return order;
+}
+
+// One warp as far as it gets without the others. True: it got on.
+bool run_warp(int warp, const std::vector<int>& lanes) {
+  for (bool any = false;; any = true) {
+    state.moved = false;
+    for (const int lane : lanes)
+      if (const int thread = warp * lanes_of_warp + lane; !state.fibers[thread].ended) go_on(thread);
+    if (!state.moved) return any;
+  }
+}
+
+void run_block(int threads) {
+  for (Fiber& fiber : state.fibers) fiber.begun = fiber.ended = false, fiber.exchanges = 0;
+  for (Warp& warp : state.warps) warp.meeting = {};
+  state.meeting = {};
+  const std::vector<int> warps = drawn_order(threads / lanes_of_warp, here.block);
+  const std::vector<int> lanes = drawn_order(lanes_of_warp, here.block);
+  for (bool first = true;; first = false) {
+    bool any = first, all = true;
+    for (const int warp : warps) any |= run_warp(warp, lanes);
+    for (const Fiber& fiber : state.fibers) all &= fiber.ended;
+    if (all) return;
+    if (any) continue;
+    std::string waiting;
+    for (size_t warp = 0; warp < state.warps.size(); ++warp)
+      waiting +=
+          ", " + std::to_string(state.warps[warp].meeting.arrived) + " in an exchange of warp " + std::to_string(warp);
+    throw Fault{HARKEN_FAILED, "block " + std::to_string(here.block) + " does not get on: " +
+                                   std::to_string(state.meeting.arrived) + " threads wait at a barrier" + waiting};
+  }
+}
+
+}  // namespace
+
+void meet_block() { meet(state.meeting, int(state.fibers.size())); }
+
+const char* exchange(const void* mine, int bytes) {
+  Warp& warp = state.warps[state.running / lanes_of_warp];
+  auto& slots = warp.slots[state.fibers[state.running].exchanges++ % 2];
+  memcpy(slots[state.running % lanes_of_warp], mine, bytes);
+  meet(warp.meeting, lanes_of_warp);
+  return slots[0];
+}
+
+void run(const Grid& grid, void (*body)(const void*), const void* context) {
+  static std::mutex one_at_a_time;
+  const std::lock_guard<std::mutex> guard(one_at_a_time);
+  state.body = body;
+  state.context = context;
+  state.fibers = std::vector<Fiber>(grid.threads);
+  state.warps = std::vector<Warp>(grid.threads / lanes_of_warp);
+  const std::unique_ptr<char, decltype(&free)> memory(
+      static_cast<char*>(aligned_alloc(1024, (grid.shared_bytes + fence_bytes + 1023) / 1024 * 1024)), free);
+  char* const past = memory.get() + grid.shared_bytes;
+  here = {0, 0, grid.blocks, memory.get()};
+  for (; here.block < grid.blocks; ++here.block) {
+    memset(memory.get(), 0xff, grid.shared_bytes);  // NaN
+    memset(past, fence, fence_bytes);
+    run_block(grid.threads);
+    for (size_t n = 0; n < fence_bytes; ++n)
+      if (past[n] != fence)
+        throw Fault{HARKEN_FAILED, "block " + std::to_string(here.block) + " writes past its shared memory"};
+  }
+}
+
+}  // namespace harken::emulator
