@@ -7,6 +7,7 @@
 #include "../parallel.hpp"
 #include "errors.hpp"
 #include "layers.hpp"
+#include "request.hpp"
 
 namespace harken {
 namespace {
@@ -66,17 +67,14 @@ void go_through(const char* name, const py::object& x, const py::object& y, cons
 
   Recurred outcome;
   {
-    py::gil_scoped_release unlocked;
+    const Unlocked unlocked(2.0 * double(p.directions * p.B * p.L) * double(p.C + p.H) * double(rows));
     outcome = recur(chosen().layers->recurrent, p, longest_first, usable_threads(0));
   }
   if (outcome == Recurred::out_of_memory) {
     PyErr_NoMemory();
     throw py::error_already_set();
   }
-  if (outcome == Recurred::interrupted) {
-    if (PyErr_CheckSignals() == 0) PyErr_SetNone(PyExc_KeyboardInterrupt);
-    throw py::error_already_set();
-  }
+  if (outcome == Recurred::interrupted) throw py::error_already_set();  // the signal handler has raised
 }
 
 }  // namespace
