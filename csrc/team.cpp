@@ -11,10 +11,11 @@ namespace harken {
 namespace {
 
 // Looks until `there`, or until the run is to end; false then. Steps are as short as 0.5 us, so the first looks follow
-// each other at once; from `patience` looks on, some 20 us, the processor is offered to others, then left.
+// each other at once; from `patience` looks on, some 3 us, the processor is offered to others, who may be the one that
+// is waited for, and then left.
 template <class There>
 bool watch(There there, bool& late) {
-  constexpr int closely = 256, patience = 600, offers = 100;
+  constexpr int closely = 256, patience = 300, offers = 200;
   constexpr timespec nap = {0, 50000};
   for (int look = 0; !there(); ++look) {
     if (look < closely) continue;
@@ -82,8 +83,9 @@ bool Team::meet(Member& member) {
   bool late = false;
   if (interrupted()) return false;
   if (member.index == 0) {
-    // Late at more than one meeting of 16: one that waits in vain costs as much as some ten steps.
-    if (!alone_ && late_ > 4 + meeting / 16) {
+    // Late at four meetings in a row, or at more than a fifth of them: with both threads of a team on one processor,
+    // which a busy system leaves them on, each meeting costs two switches, 10 us.
+    if (!alone_ && late_ > 12) {
       alone_ = true;
       over_ = true;  // whoever is counted is told by what was said before
     }
@@ -101,7 +103,7 @@ bool Team::meet(Member& member) {
   }
   for (int other = 1; other < before; ++other)
     if (other != member.index && !arrived(other, meeting, late)) return false;
-  late_ += member.index == 0 && late;
+  if (member.index == 0) late_ = late ? late_ + 4 : late_ - (late_ > 0);
   return true;
 }
 

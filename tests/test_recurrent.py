@@ -1,16 +1,11 @@
-"""LSTM and GRU against their equations in float64, ONNX's reference evaluator and PyTorch; bits, lengths, teams."""
+"""LSTM and GRU against their equations in float64, ONNX's reference evaluator and PyTorch; bits, lengths, errors."""
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-import time
 from typing import Any
 
 import numpy as np
 import pytest
-from child import in_child
 from compare import EPSILON, Array, same_bits
 from guarded import Region, contiguous
 
@@ -304,85 +299,6 @@ def test_no_byte_beside_an_array(backend: str, kind: str, end: bool) -> None:
         x, h, c = (edge(region, array, end) for region, array in zip(regions[4:], (x, h, c), strict=True))
         for found, right in zip(call(layer, x, h, c), expected, strict=True):
             same_bits(found, right)
-
-
-# --- teams ---
-
-
-def crowded(count: int, seconds: float) -> int:
-    """Many more threads than processors, several callers at once, with an unfair system: nobody hangs."""
-    layer = LSTM(64, 256, bidirectional=True, rng=8)
-    x = problem(layer, 1, 60)[0]
-    expected = layer(x)[0]
-    harken.set_num_threads(count)
-    end = time.monotonic() + seconds
-    wrong: list[int] = []
-
-    def body() -> None:
-        calls = 0
-        while time.monotonic() < end or calls < 3:
-            if not np.array_equal(layer(x)[0], expected):
-                wrong.append(calls)
-            calls += 1
-
-    callers = [threading.Thread(target=body) for _ in range(3)]
-    for thread in callers:
-        thread.start()
-    for thread in callers:
-        thread.join()
-    return len(wrong)
-
-
-@pytest.mark.parametrize("count", [2, 8])
-def test_more_threads_than_processors(count: int) -> None:
-    assert in_child(crowded, count, 1.0) == 0
-
-
-def interrupted(threads: int) -> list[float]:
-    """Seconds from Ctrl-C to KeyboardInterrupt: a long sequence, wide input, many rows."""
-    harken.set_num_threads(threads)
-    found = []
-    for B, L, C, H in ((1, 200_000, 4, 512), (1, 500, 30_000, 256), (200, 5000, 8, 256)):
-        layer = GRU(C, H, rng=9)
-        x = np.zeros((B, L, C), np.float32)
-        pressed: list[float] = []
-
-        def press(pressed: list[float] = pressed) -> None:
-            time.sleep(0.15)
-            pressed.append(time.perf_counter())
-            os.kill(os.getpid(), signal.SIGINT)
-
-        thread = threading.Thread(target=press)
-        thread.start()
-        with pytest.raises(KeyboardInterrupt):
-            _ = [layer(x) for _ in range(10**6)]
-        found.append(time.perf_counter() - pressed[0])
-        thread.join()
-    return found
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_ctrl_c(threads: int) -> None:
-    assert max(in_child(interrupted, threads)) < 1.0  # 0.1 is promised, the rest is for a busy machine
-
-
-def forked() -> list[int]:
-    harken.set_num_threads(3)
-    layer = LSTM(32, 256, rng=10)
-    x = problem(layer, 1, 50)[0]
-    expected = layer(x)[0]
-    codes = []
-    for _ in range(4):
-        pid = os.fork()
-        if pid == 0:
-            os._exit(0 if np.array_equal(layer(x)[0], expected) else 1)
-        codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-        assert np.array_equal(layer(x)[0], expected)
-    return codes
-
-
-def test_fork() -> None:
-    assert in_child(forked) == [0] * 4
 
 
 # --- errors ---

@@ -5,7 +5,7 @@
 
 namespace harken {
 
-// Gates in PyTorch's order, a = x W_ih^T + b_ih, u = h W_hh^T + b_hh, s the logistic function:
+// Gates lie in this order, a = x W_ih^T + b_ih, u = h W_hh^T + b_hh, s the logistic function:
 //
 //   lstm              i, f, o = s(a + u);  g = tanh(a_g + u_g);  c' = f c + i g;  h' = o tanh(c')
 //   gru               r, z = s(a + u);  n = tanh(a_n + r u_n);                h' = n + z (h - n)

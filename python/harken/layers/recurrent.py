@@ -47,7 +47,7 @@ class Recurrent(Layer):
         rows = self.gates * hidden_size
         for layer, suffix in self._suffixes():
             size = self.directions * hidden_size if layer else input_size
-            shapes = {"weight_ih": (rows, size), "weight_hh": (rows, hidden_size)}
+            shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, size), "weight_hh": (rows, hidden_size)}
             shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)} if bias else {}
             self.own(**{name + suffix: rng.uniform(-reach, reach, shape) for name, shape in shapes.items()})
 
