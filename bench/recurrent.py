@@ -128,7 +128,7 @@ def contenders(kind: str, x: Array, threads: int) -> Iterator[tuple[str, Call]]:
 
 
 def quick(rounds: timing.Rounds) -> float:
-    return statistics.quantiles([x for part in rounds for x in part], n=10)[0]
+    return statistics.quantiles([x for part in rounds for x in part], n=10, method="inclusive")[0]
 
 
 def measure(kind: str, shape: tuple[int, int, int], threads: int, seconds: float) -> dict[str, Any]:

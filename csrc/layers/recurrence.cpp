@@ -24,8 +24,8 @@ namespace {
 //   between_questions  multiply-adds, 3 ms, until somebody asks for Ctrl-C again
 //   alone              multiply-adds, 10 us, of a call that other threads would come too late for
 //
-// W is packed in each call, 0.1 ns a number: h, broadcast, against units in lanes has no sums across lanes, and all rows
-// and steps read the same panels. It is done in a run of its own, which also wakes the helpers: as the first
+// W is packed in each call, 0.1 ns a number: h, broadcast, against units in lanes has no sums across lanes, and all
+// rows and steps read the same panels. It is done in a run of its own, which also wakes the helpers: as the first
 // part of a team's work it left the leader alone with the first chunk, 0.27 ms instead of 0.22.
 constexpr int64_t rows_at_least = 6, rows_at_most = 48, of_a_member = 64 << 10, of_a = 1 << 20;
 constexpr int64_t between_questions = 1 << 28, alone = 1 << 18;
