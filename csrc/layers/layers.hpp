@@ -5,11 +5,13 @@
 #pragma once
 
 #include "pointwise.hpp"
+#include "recurrence.hpp"
 
 namespace harken {
 
 struct Layers {
   void (*activate)(const Pointwise&, int64_t piece);
+  Recurrent recurrent;
 };
 
 }  // namespace harken

@@ -6,5 +6,6 @@
 namespace harken {
 
 void bind_layers(py::module_& module);
+void bind_recurrence(py::module_& module);
 
 }  // namespace harken

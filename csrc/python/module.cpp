@@ -54,4 +54,5 @@ PYBIND11_MODULE(_harken_core, module) {
   module.def("_set_form", choose_form, py::arg("name"), "Compute in this form wherever it is able; None: the fastest.");
   module.def("_info", build_facts, "What was built, found and chosen.");
   bind_layers(module);
+  bind_recurrence(module);
 }

@@ -8,10 +8,11 @@
 #include HARKEN_ISA_HEADER
 
 #include "../layers/pointwise.hpp"
+#include "../layers/recurrence.hpp"
 
 namespace harken {
 
 extern const Layers HARKEN_ISA_LAYERS;
-const Layers HARKEN_ISA_LAYERS = {activate};
+const Layers HARKEN_ISA_LAYERS = {activate, recurrent};
 
 }  // namespace harken

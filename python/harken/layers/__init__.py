@@ -9,5 +9,6 @@ array([-0.269,  0.   ,  0.731], dtype=float32)
 from harken.layers.activations import ReLU, Sigmoid, SiLU, Tanh, relu, sigmoid, silu, tanh
 from harken.layers.layer import Layer
 from harken.layers.linear import Linear
+from harken.layers.recurrent import GRU, LSTM
 
-__all__ = ["Layer", "Linear", "ReLU", "SiLU", "Sigmoid", "Tanh", "relu", "sigmoid", "silu", "tanh"]
+__all__ = ["GRU", "LSTM", "Layer", "Linear", "ReLU", "SiLU", "Sigmoid", "Tanh", "relu", "sigmoid", "silu", "tanh"]

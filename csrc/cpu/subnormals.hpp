@@ -1,0 +1,15 @@
+// subnormals.hpp - a task takes subnormal numbers for zero, and leaves the caller's modes as they were.
+#pragma once
+
+namespace harken {
+namespace {
+
+// Subnormal numbers cost 25 to 90 times a normal one's time when logits are sharp, or a state decays.
+struct FlushedSubnormals {
+  unsigned before = __builtin_ia32_stmxcsr();
+  FlushedSubnormals() { __builtin_ia32_ldmxcsr(0x1f80 | 0x8040); }  // all exceptions masked, to nearest, FTZ and DAZ
+  ~FlushedSubnormals() { __builtin_ia32_ldmxcsr(before); }
+};
+
+}  // namespace
+}  // namespace harken
