@@ -4,12 +4,14 @@
 // generic text in cpu/layers/, compiled once per instruction set into this table.
 #pragma once
 
+#include "convolution.hpp"
 #include "pointwise.hpp"
 
 namespace harken {
 
 struct Layers {
   void (*activate)(const Pointwise&, int64_t piece);
+  void (*convolve)(const Convolution&, int64_t task, char* scratch);
 };
 
 }  // namespace harken

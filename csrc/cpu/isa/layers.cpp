@@ -7,11 +7,12 @@
 
 #include HARKEN_ISA_HEADER
 
+#include "../layers/convolution.hpp"
 #include "../layers/pointwise.hpp"
 
 namespace harken {
 
 extern const Layers HARKEN_ISA_LAYERS;
-const Layers HARKEN_ISA_LAYERS = {activate};
+const Layers HARKEN_ISA_LAYERS = {activate, convolve};
 
 }  // namespace harken
