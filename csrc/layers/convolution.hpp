@@ -40,7 +40,7 @@ struct Convolution {
   int64_t slices(int lanes, int columns) const { return (registers(lanes) + columns - 1) / columns; }
   void set_panels(int lanes, int columns) { panels = (depthwise() ? 1 : groups) * slices(lanes, columns); }
 
-  // Products whose sum is one chain; the sums of longer ones are taken apart and added.
+  // Products whose sum is one chain, then added to the others: 128 are 5 to 20 % slower (L1), and err by 1.4 x as much.
   static constexpr int64_t chain = 64;
 
   // Numbers that a thread works in: a chain of a panel's weights, its bias, the rows of a panel that y has no

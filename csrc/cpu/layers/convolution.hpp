@@ -1,9 +1,9 @@
 // convolution.hpp - y = b + W x over windows of rows: output channels along the lanes, x read number by number in place.
 //
 // A task is a block of rows of y and a panel of up to `columns` registers of its channels. It goes through the depth
-// (c, k), k fastest, as the weights lie, in chains of 128 products. For each it transposes the panel's weights of the
-// chain into the L1 cache (128 x 64 floats: 32 KiB), then lets all rows of the block meet them, in the register tiles
-// of product.hpp; what the chains before gave waits in y. So each output is one sum in one order, (c, k) by chains,
+// (c, k), k fastest, as the weights lie, in chains of 64 products. For each it transposes the panel's weights of the
+// chain into the L1 cache (64 x 64 floats: 16 KiB), then lets all rows of the block meet them, in the register tiles of
+// product.hpp; what the chains before gave waits in y. So each output is one sum in one order, (c, k) by chains,
 // wherever a block, a chunk of a stream or a tile begins.
 #pragma once
 

@@ -29,7 +29,7 @@ class Conv1D(Layer):
     """y[l, o] = bias[o] + sum_ck x[l stride + k dilation - left, c] weight[o, c, k], zeros standing beside x.
 
     c goes over the input channels of the group that o belongs to. The sums are made in the order of the weights in
-    memory, by chains of 128 products, so that the bits of an output depend on its window alone: not on the threads,
+    memory, by chains of 64 products, so that the bits of an output depend on its window alone: not on the threads,
     the batch, the length of x or, in a stream, on how it is cut into chunks.
 
     Parameters
