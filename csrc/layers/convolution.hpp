@@ -1,4 +1,4 @@
-// convolution.hpp - a convolution over positions, as plain data: each output is a sum over a window of the input's rows.
+// convolution.hpp - a convolution over positions, as plain data: each output is a sum over a window of rows.
 #pragma once
 
 #include <stdint.h>

@@ -1,4 +1,4 @@
-// convolution.hpp - y = b + W x over windows of rows: output channels along the lanes, x read number by number in place.
+// convolution.hpp - y = b + W x over windows of rows: output channels along the lanes, x read in place.
 //
 // A task is a block of rows of y and a panel of up to `columns` registers of its channels. It goes through the depth
 // (c, k), k fastest, as the weights lie, in chains of 64 products. For each it transposes the panel's weights of the
