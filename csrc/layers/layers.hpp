@@ -4,6 +4,7 @@
 // generic text in cpu/layers/, compiled once per instruction set into this table.
 #pragma once
 
+#include "convolution.hpp"
 #include "pointwise.hpp"
 #include "recurrence.hpp"
 
@@ -11,6 +12,7 @@ namespace harken {
 
 struct Layers {
   void (*activate)(const Pointwise&, int64_t piece);
+  void (*convolve)(const Convolution&, int64_t task, char* scratch);
   Recurrent recurrent;
 };
 

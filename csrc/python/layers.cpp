@@ -19,7 +19,8 @@ PyArrayObject* contiguous(const py::object& array, const char* name) {
   return x;
 }
 
-// Runs the tasks without the interpreter's lock; Ctrl-C ends them.
+}  // namespace
+
 void compute(void (*task)(const void*, int64_t, int), const void* context, int64_t count, int threads) {
   bool done;
   {
@@ -31,6 +32,8 @@ void compute(void (*task)(const void*, int64_t, int), const void* context, int64
     throw py::error_already_set();
   }
 }
+
+namespace {
 
 Activation activation(const char* name) {
   constexpr struct {
@@ -71,6 +74,7 @@ void activate(const char* name, const py::object& x, const py::object& y) {
 
 void bind_layers(py::module_& module) {
   module.def("_activate", activate, py::arg("name"), py::arg("x"), py::arg("y"), "y = f(x), number by number.");
+  module.def("_convolve", convolve, "What harken.layers.Conv1D calls.");
 }
 
 }  // namespace harken

@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -27,6 +28,19 @@ def _capsule(array: object, card: int = -1) -> object: ...
 def _set_form(name: str | None) -> None: ...
 def _info() -> dict[str, Any]: ...
 def _activate(name: str, x: NDArray[Any], y: NDArray[Any]) -> None: ...
+def _convolve(
+    arg0: NDArray[Any],
+    arg1: NDArray[Any],
+    arg2: NDArray[Any] | None,
+    arg3: NDArray[Any],
+    arg4: NDArray[np.int64] | None,
+    arg5: int,
+    arg6: int,
+    arg7: int,
+    arg8: int,
+    arg9: int,
+    /,
+) -> None: ...
 def _recur(
     cell: str,
     x: NDArray[Any],

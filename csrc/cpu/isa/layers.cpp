@@ -7,12 +7,13 @@
 
 #include HARKEN_ISA_HEADER
 
+#include "../layers/convolution.hpp"
 #include "../layers/pointwise.hpp"
 #include "../layers/recurrence.hpp"
 
 namespace harken {
 
 extern const Layers HARKEN_ISA_LAYERS;
-const Layers HARKEN_ISA_LAYERS = {activate, recurrent};
+const Layers HARKEN_ISA_LAYERS = {activate, convolve, recurrent};
 
 }  // namespace harken

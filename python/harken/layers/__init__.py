@@ -7,8 +7,23 @@ array([-0.269,  0.   ,  0.731], dtype=float32)
 """
 
 from harken.layers.activations import ReLU, Sigmoid, SiLU, Tanh, relu, sigmoid, silu, tanh
+from harken.layers.convolution import Conv1D, Conv1DState
 from harken.layers.layer import Layer
 from harken.layers.linear import Linear
 from harken.layers.recurrent import GRU, LSTM
 
 __all__ = ["GRU", "LSTM", "Layer", "Linear", "ReLU", "SiLU", "Sigmoid", "Tanh", "relu", "sigmoid", "silu", "tanh"]
+__all__ = [
+    "Conv1D",
+    "Conv1DState",
+    "Layer",
+    "Linear",
+    "ReLU",
+    "SiLU",
+    "Sigmoid",
+    "Tanh",
+    "relu",
+    "sigmoid",
+    "silu",
+    "tanh",
+]
