@@ -7,7 +7,33 @@ array([-0.269,  0.   ,  0.731], dtype=float32)
 """
 
 from harken.layers.activations import ReLU, Sigmoid, SiLU, Tanh, relu, sigmoid, silu, tanh
+from harken.layers.additive import AdditiveAttention
+from harken.layers.embedding import Embedding
 from harken.layers.layer import Layer
 from harken.layers.linear import Linear
+from harken.layers.norm import LayerNorm, RMSNorm
+from harken.layers.positions import LearnedPositions, SinusoidalPositions, sinusoidal_positions
+from harken.layers.self_attention import SelfAttention
+from harken.layers.sequential import Sequential
 
-__all__ = ["Layer", "Linear", "ReLU", "SiLU", "Sigmoid", "Tanh", "relu", "sigmoid", "silu", "tanh"]
+__all__ = [
+    "AdditiveAttention",
+    "Embedding",
+    "Layer",
+    "LayerNorm",
+    "LearnedPositions",
+    "Linear",
+    "RMSNorm",
+    "ReLU",
+    "SelfAttention",
+    "Sequential",
+    "SiLU",
+    "Sigmoid",
+    "SinusoidalPositions",
+    "Tanh",
+    "relu",
+    "sigmoid",
+    "silu",
+    "sinusoidal_positions",
+    "tanh",
+]
