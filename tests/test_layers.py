@@ -221,7 +221,7 @@ def test_norms_of_what_is_not_finite() -> None:
         assert np.array_equal(y[[0, 3]], plain[[0, 3]])
         assert np.isnan(y[1]).all()
         assert not np.isfinite(y[2]).all()
-    with pytest.raises(ValueError, match=re.escape("x is (3, 5): wanted (2, 5) as its last axes")):
+    with pytest.raises(ValueError, match=re.escape("x is (3, 5): wanted (2, 5) along the last axes")):
         layers.LayerNorm((2, 5))(np.zeros((3, 5), np.float32))
 
 
@@ -231,7 +231,7 @@ def test_norms_of_what_is_not_finite() -> None:
 class Halves(Layer):
     """Every second position, of as many as there are; the rest of x, too, as a second answer."""
 
-    def out_lengths(self, lengths: Any) -> Any:
+    def output_lengths(self, lengths: Any) -> Any:
         return (np.asarray(lengths) + 1) // 2
 
     def __call__(self, x: Any) -> tuple[Array, Array]:
@@ -270,7 +270,7 @@ def test_sequential_hands_on_lengths_and_first_answers() -> None:
     model, x = Sequential(before, Halves(), Sequential(layers.ReLU(), after)), np.ones((2, 7, 3), np.float32)
     assert model(x, lengths=[7, 4]).shape == (2, 4, 3)
     assert (before.lengths, after.lengths.tolist()) == ([7, 4], [4, 2])
-    assert np.array_equal(model.out_lengths([7, 4]), [4, 2])
+    assert np.array_equal(model.output_lengths([7, 4]), [4, 2])
     model(x)
     assert before.lengths is after.lengths is None
     assert np.array_equal(Sequential(Halves())(x), x[:, ::2])

@@ -198,7 +198,7 @@ def test_all_mistakes_at_once_and_nothing_changed() -> None:
     [
         ([1, 2], TypeError, "state is a list: wanted a mapping of names to arrays, or a path"),
         ({1: np.ones(2)}, TypeError, "the state has the name 1: wanted words, such as 'weight'"),
-        ("weights.pt", ValueError, "weights.pt: wanted a file that ends in .safetensors or .npz"),
+        ("weights.pt", ValueError, "weights.pt: wanted a file that ends in .safetensors, .npz, .keras or .weights.h5"),
         ({}, ValueError, "the state does not fit Linear: missing: weight, bias"),
     ],
 )
@@ -287,8 +287,9 @@ def test_layers_of_ones_own() -> None:
         (lambda: Linear(3, 2.0), TypeError, "out_features is 2.0: wanted an integer"),
         (lambda: layers.Embedding(True, 2), TypeError, "num_embeddings is True: wanted an integer"),
         (lambda: layers.Embedding(3, 2, 3), ValueError, "padding_idx is 3: wanted -3 to 2"),
-        (lambda: layers.LayerNorm(()), ValueError, "normalized_shape is (): wanted one axis or more"),
-        (lambda: layers.LayerNorm((3, -1)), ValueError, "normalized_shape is -1: wanted 0 or more"),
+        (lambda: layers.LayerNorm(()), ValueError, "normalized_shape is (): wanted the sizes of one or more last axes"),
+        (lambda: layers.LayerNorm((3, -1)), ValueError,
+         "normalized_shape is (3, -1): wanted the sizes of one or more last axes"),
         (lambda: layers.SelfAttention(8, "dots"), ValueError, "score is 'dots': wanted 'dot' or 'cosine'"),
         (lambda: layers.AdditiveAttention(3, 4, project=False), ValueError,
          "query_size is 3, key_size 4, hidden_size 3: without projections they are the same"),

@@ -9,6 +9,7 @@ array([-0.269,  0.   ,  0.731], dtype=float32)
 from harken.layers.activations import ReLU, Sigmoid, SiLU, Tanh, relu, sigmoid, silu, tanh
 from harken.layers.additive import AdditiveAttention
 from harken.layers.embedding import Embedding
+from harken.layers.keras import from_keras
 from harken.layers.layer import Layer
 from harken.layers.linear import Linear
 from harken.layers.norm import LayerNorm, RMSNorm
@@ -31,6 +32,7 @@ __all__ = [
     "Sigmoid",
     "SinusoidalPositions",
     "Tanh",
+    "from_keras",
     "relu",
     "sigmoid",
     "silu",

@@ -178,7 +178,7 @@ class Layer:
             raise TypeError(f"{name} is {given}: wanted floating numbers")
         return array.astype(self.dtype, copy=False)
 
-    def out_lengths(self, lengths: ArrayLike) -> ArrayLike:
+    def output_lengths(self, lengths: ArrayLike) -> ArrayLike:
         """How many positions the answer has where x has so many: as many, unless the layer says otherwise."""
         return lengths
 

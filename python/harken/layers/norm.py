@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from harken.layers.integers import size
 from harken.layers.layer import Layer
 
 Array = NDArray[Any]
@@ -39,10 +38,10 @@ class _Norm(Layer):
         self, normalized_shape: int | Iterable[int], elementwise_affine: bool, bias: bool, dtype: DTypeLike
     ) -> None:
         super().__init__(dtype)
-        shape = normalized_shape if isinstance(normalized_shape, Iterable) else (normalized_shape,)
-        self.normalized_shape = tuple(size("normalized_shape", n) for n in shape)
-        if not self.normalized_shape:
-            raise ValueError("normalized_shape is (): wanted one axis or more")
+        shape = (normalized_shape,) if isinstance(normalized_shape, int | np.integer) else tuple(normalized_shape)
+        if not shape or not all(isinstance(n, int | np.integer) and n >= 0 for n in shape):
+            raise ValueError(f"normalized_shape is {normalized_shape}: wanted the sizes of one or more last axes")
+        self.normalized_shape = tuple(map(int, shape))
         self.weight = self.bias = None
         if elementwise_affine:
             self.own(weight=np.ones(self.normalized_shape))
@@ -53,7 +52,7 @@ class _Norm(Layer):
         wanted = self.normalized_shape
         array = self.take("x", x, axes=len(wanted))
         if array.shape[-len(wanted) :] != wanted:
-            raise ValueError(f"x is {array.shape}: wanted {wanted} as its last axes")
+            raise ValueError(f"x is {array.shape}: wanted {wanted} along the last axes")
         return array
 
 

@@ -27,7 +27,7 @@ class Sequential(Layer):
     Notes
     -----
     A layer that answers several arrays, such as LSTM, hands on the first of them. `lengths=` reaches the layers that
-    take it, each as long as `out_lengths` of those before it says.
+    take it, each as long as `output_lengths` of those before it says.
 
     Examples
     --------
@@ -79,10 +79,10 @@ class Sequential(Layer):
             return Sequential(dict([*self._layers.items()][which]))
         return [*self._layers.values()][which]
 
-    def out_lengths(self, lengths: ArrayLike) -> ArrayLike:
+    def output_lengths(self, lengths: ArrayLike) -> ArrayLike:
         """How many positions the answer has where x has so many."""
         for layer in self:
-            lengths = layer.out_lengths(lengths)
+            lengths = layer.output_lengths(lengths)
         return lengths
 
     def __call__(self, x: ArrayLike, *, lengths: ArrayLike | None = None) -> Array:
@@ -94,7 +94,7 @@ class Sequential(Layer):
             else:
                 takes = "lengths" in inspect.signature(layer.__call__).parameters
                 y = layer(y, lengths=lengths) if takes else layer(y)
-                lengths = layer.out_lengths(lengths)
+                lengths = layer.output_lengths(lengths)
             if isinstance(y, tuple):
                 y = y[0]
         return y if len(self) else np.asarray(x)

@@ -1,4 +1,4 @@
-"""Parameters from a file: a dictionary of arrays by name, from .safetensors or .npz."""
+"""Parameters from a file: a dictionary of arrays by name, from .safetensors, .npz, .keras or .weights.h5."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ def read(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
             return dict(arrays)
     if file.suffix == ".safetensors":
         return _safetensors(file)
-    raise ValueError(f"{file.name}: wanted a file that ends in .safetensors or .npz")
+    if file.suffix in (".keras", ".h5"):
+        from harken.layers.keras import read_keras
+
+        return read_keras(file)
+    raise ValueError(f"{file.name}: wanted a file that ends in .safetensors, .npz, .keras or .weights.h5")
 
 
 def _safetensors(file: Path) -> dict[str, NDArray[Any]]:
