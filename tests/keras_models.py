@@ -63,7 +63,9 @@ def main(folder: Path) -> None:
         found[f"{name}.y"] = np.asarray(y)
         found |= {f"{name}/{key}": array for key, array in from_keras(layer).items()}
         found[f"{name}.name"] = np.array(layer.name)
-    inner = keras.Sequential([keras.Input((7, 4)), keras.layers.Dense(3, name="dense_of_my_own")], name="head")
+    norm = keras.layers.LayerNormalization(center=False, name="norm")
+    dense = keras.layers.Dense(3, name="dense_of_my_own")
+    inner = keras.Sequential([keras.Input((7, 4)), norm, dense], name="head")
     outputs.append(inner(outputs[1]))
     model = keras.Model(list(inputs.values()), outputs)
     model.compile("adam", "mse")

@@ -191,6 +191,7 @@ def test_files_of_keras(folder: Path, found: dict[str, Array]) -> None:
         name = found[f"{case}.name"]
         assert np.array_equal(weights.pop(f"{name}.vars.0"), found[f"{case}.w0"])
         weights |= {f"{name}.{key}": array for key, array in part(found, f"{case}/").items()}
+    weights["head.norm.weight"] = weights.pop("head.norm.vars.0")
     same(weights, model)
     assert model["head.dense_of_my_own.weight"].shape == (3, 4)
     for file in ("model.keras", "model.weights.h5"):

@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -324,6 +325,16 @@ def test_arrays_of_other_libraries() -> None:
         layer(x.double())
     with pytest.raises(TypeError, match="x requires a gradient"):
         layer(x.requires_grad_())
+
+
+def test_the_example_of_the_readme_runs() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    found = re.search(r"^## Layers\n.*?^```python\n(.*?)^```$", readme, re.M | re.S)
+    assert found
+    names: dict[str, Any] = {"np": np}
+    exec(compile(found[1], "README.md", "exec"), names)
+    assert names["scores"].shape == (2, 12, 5)
+    assert (names["model"][-1].bias == 1).all()
 
 
 def test_layers_are_imported_only_when_asked_for() -> None:
