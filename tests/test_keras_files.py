@@ -61,6 +61,8 @@ GIVEN = [normal(3, 8), normal(2, 8), normal(8)]
          "MultiHeadAttention has use_gate=True: wanted False"),
         (lambda: from_keras("SimpleRNN", []), ValueError, "layer is 'SimpleRNN': wanted one of Embedding, Dense, "),
         (lambda: from_keras("Dense"), TypeError, "weights are missing: wanted the arrays of get_weights()"),
+        (lambda: from_keras("a.keras", GIVEN), TypeError, "weights and arguments are given beside 'a.keras'"),
+        (lambda: from_keras(Path("a.h5"), scale=False), TypeError, "which has its own: wanted them beside a name"),
         (lambda: from_keras(np.ones(3)), TypeError, "wanted one of Embedding, Dense, "),
     ],
 )  # fmt: skip

@@ -15,9 +15,7 @@ Array = NDArray[Any]
 State = dict[str, Array]
 
 
-def from_keras(
-    layer: Any, weights: Sequence[ArrayLike] | Mapping[str, ArrayLike] | None = None, /, **config: Any
-) -> State:
+def from_keras(layer: Any, weights: Sequence[ArrayLike] | None = None, /, **config: Any) -> State:
     """The state of the layer here that computes what a layer of Keras does, for `load`.
 
     Parameters
@@ -80,9 +78,14 @@ def from_keras(
     >>> Linear(3, 2).load(state)([1, 2, 3])
     array([6., 6.], dtype=float32)
     """
-    if isinstance(layer, os.PathLike) or (isinstance(layer, str) and layer.endswith(SUFFIXES)):
+    named = isinstance(layer, str) and not layer.endswith(SUFFIXES)
+    if not named and (weights is not None or config):
+        raise TypeError(
+            f"weights and arguments are given beside {layer!r}, which has its own: wanted them beside a name"
+        )
+    if isinstance(layer, str | os.PathLike) and not named:
         return read_keras(layer)
-    if isinstance(layer, str):
+    if named:
         if layer not in READERS:
             raise ValueError(f"layer is {layer!r}: wanted one of {', '.join(READERS)}, or a path")
         if weights is None:
@@ -129,11 +132,11 @@ def _add(state: State, name: str, more: State) -> None:
 
 def _state(
     kind: str,
-    weights: Sequence[ArrayLike] | Mapping[str, ArrayLike],
+    weights: Sequence[ArrayLike],
     config: Mapping[str, Any],
     name: str | None = None,
 ) -> State:
-    arrays = [np.asarray(array) for array in (weights.values() if isinstance(weights, Mapping) else weights)]
+    arrays = [np.asarray(array) for array in weights]
     called = kind if name is None else f"{name} ({kind})"
     for option, wanted in ONLY.get(kind, {}).items():
         if (other := config.get(option, wanted)) != wanted:
