@@ -25,7 +25,11 @@ from compare import forced, qkv
 
 import harken
 
-MODULES = [name for _, name, _ in pkgutil.iter_modules(harken.__path__) if name not in ("__main__", "_harken_core")]
+MODULES = [
+    name
+    for _, name, _ in pkgutil.walk_packages(harken.__path__, "harken.")
+    if not name.endswith(("__main__", "_harken_core"))
+]
 PUBLIC = [getattr(harken, name) for name in harken.__all__]
 
 
@@ -150,7 +154,7 @@ def test_references_are_given_back() -> None:
     assert len(gc.get_objects()) - alive < 20
 
 
-@pytest.mark.parametrize("name", ["harken", *(f"harken.{name}" for name in MODULES)])
+@pytest.mark.parametrize("name", ["harken", *MODULES])
 def test_examples_run(name: str) -> None:
     module = importlib.import_module(name)
     assert doctest.testmod(module).failed == 0

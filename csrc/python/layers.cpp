@@ -24,7 +24,7 @@ PyArrayObject* contiguous(const py::object& array, const char* name) {
 void compute(void (*task)(const void*, int64_t, int), const void* context, int64_t count, int threads) {
   bool done;
   {
-    py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     done = run({task, context}, count, count < threads ? int(count) : threads);
   }
   if (!done) {

@@ -7,23 +7,41 @@ array([-0.269,  0.   ,  0.731], dtype=float32)
 """
 
 from harken.layers.activations import ReLU, Sigmoid, SiLU, Tanh, relu, sigmoid, silu, tanh
+from harken.layers.additive import AdditiveAttention
 from harken.layers.convolution import Conv1D, Conv1DState
+from harken.layers.embedding import Embedding
+from harken.layers.keras import from_keras
 from harken.layers.layer import Layer
 from harken.layers.linear import Linear
+from harken.layers.norm import LayerNorm, RMSNorm
+from harken.layers.positions import LearnedPositions, SinusoidalPositions, sinusoidal_positions
 from harken.layers.recurrent import GRU, LSTM
+from harken.layers.self_attention import SelfAttention
+from harken.layers.sequential import Sequential
 
-__all__ = ["GRU", "LSTM", "Layer", "Linear", "ReLU", "SiLU", "Sigmoid", "Tanh", "relu", "sigmoid", "silu", "tanh"]
 __all__ = [
+    "GRU",
+    "LSTM",
+    "AdditiveAttention",
     "Conv1D",
     "Conv1DState",
+    "Embedding",
     "Layer",
+    "LayerNorm",
+    "LearnedPositions",
     "Linear",
+    "RMSNorm",
     "ReLU",
+    "SelfAttention",
+    "Sequential",
     "SiLU",
     "Sigmoid",
+    "SinusoidalPositions",
     "Tanh",
+    "from_keras",
     "relu",
     "sigmoid",
     "silu",
+    "sinusoidal_positions",
     "tanh",
 ]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from harken.layers.integers import size
 from harken.layers.layer import Layer, Rng
 
 Array = NDArray[Any]
@@ -46,6 +47,7 @@ class Linear(Layer):
         self, in_features: int, out_features: int, bias: bool = True, *, dtype: DTypeLike = np.float32, rng: Rng = None
     ) -> None:
         super().__init__(dtype)
+        in_features, out_features = size("in_features", in_features), size("out_features", out_features)
         rng = np.random.default_rng(rng)
         reach = 1 / max(in_features, 1) ** 0.5
         self.own(weight=rng.uniform(-reach, reach, (out_features, in_features)))
