@@ -78,7 +78,7 @@ def contenders(case: Case, x: Array, weight: Array, bias: Array, threads: int) -
     layer.load({"weight": weight, "bias": bias})
     yield "harken", lambda: layer(x), lambda y: y
     swapped = np.ascontiguousarray(x.swapaxes(-1, -2))
-    if importlib.util.find_spec("onnxruntime"):
+    if importlib.util.find_spec("onnxruntime") and x.dtype == np.float32:  # its CPU provider has no other
         session, binding = onnx_session(case, padding, swapped, weight, bias, threads)
         yield (
             "onnxruntime",
