@@ -3,7 +3,6 @@
 // A build or a machine without an instruction set has a shorter table; nobody else asks.
 #pragma once
 
-#include "layers/layers.hpp"
 #include "plan.hpp"
 #include "problem.hpp"
 
@@ -21,6 +20,8 @@ struct Tiling {
   int lanes;    // of one register
   int queries;  // of one register tile: lanes x columns
 };
+
+struct Layers;  // what it does of the layers around attention
 
 struct Backend {
   const char* name;

@@ -4,6 +4,7 @@
 
 #include "../backend.hpp"
 #include "../kept.hpp"
+#include "../layers/layers.hpp"
 #include "../parallel.hpp"
 #include "errors.hpp"
 #include "layers.hpp"
@@ -114,7 +115,7 @@ void convolve(const py::object& x, const py::object& weight, const py::object& b
         const auto& c = *static_cast<const Call*>(context);
         c.layers.convolve(c.convolution, task, c.scratch + thread * c.scratch_bytes);
       },
-      &call, p.tasks(), threads);
+      &call, p.tasks(), threads, 2 * products);
 }
 
 }  // namespace harken

@@ -4,8 +4,10 @@
 #include <string.h>
 
 #include "../backend.hpp"
+#include "../layers/layers.hpp"
 #include "../parallel.hpp"
 #include "errors.hpp"
+#include "request.hpp"
 
 namespace harken {
 namespace {
@@ -21,10 +23,10 @@ PyArrayObject* contiguous(const py::object& array, const char* name) {
 
 }  // namespace
 
-void compute(void (*task)(const void*, int64_t, int), const void* context, int64_t count, int threads) {
+void compute(void (*task)(const void*, int64_t, int), const void* context, int64_t count, int threads, double flops) {
   bool done;
   {
-    const Unlocked unlocked;
+    const Unlocked unlocked(flops);
     done = run({task, context}, count, count < threads ? int(count) : threads);
   }
   if (!done) {
@@ -67,7 +69,7 @@ void activate(const char* name, const py::object& x, const py::object& y) {
         const auto& c = *static_cast<const Call*>(context);
         c.layers.activate(c.pointwise, piece);
       },
-      &call, p.pieces(), usable_threads(0));
+      &call, p.pieces(), usable_threads(0), 20.0 * double(p.n));
 }
 
 }  // namespace

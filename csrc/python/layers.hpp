@@ -8,8 +8,8 @@ namespace harken {
 void bind_layers(py::module_& module);
 void bind_recurrence(py::module_& module);
 
-// Runs the tasks without the interpreter's lock; Ctrl-C ends them.
-void compute(void (*task)(const void*, int64_t, int), const void* context, int64_t count, int threads);
+// Runs the tasks of a call of so many operations, without the interpreter's lock if they are many; Ctrl-C ends them.
+void compute(void (*task)(const void*, int64_t, int), const void* context, int64_t count, int threads, double flops);
 
 void convolve(const py::object& x, const py::object& weight, const py::object& bias, const py::object& y,
               const py::object& lengths, int64_t stride, int64_t dilation, int64_t left, int64_t right, int64_t groups);

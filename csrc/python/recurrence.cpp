@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "../backend.hpp"
+#include "../layers/layers.hpp"
 #include "../parallel.hpp"
 #include "errors.hpp"
 #include "layers.hpp"

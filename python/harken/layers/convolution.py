@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from operator import index
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from harken._load import core
+from harken.layers.integers import size
 from harken.layers.layer import Layer, Rng
 
 Array = NDArray[Any]
@@ -118,12 +118,12 @@ class Conv1D(Layer):
         rng: Rng = None,
     ) -> None:
         super().__init__(dtype)
-        self.in_channels = _whole("in_channels", in_channels, 1)
-        self.out_channels = _whole("out_channels", out_channels, 1)
-        self.kernel_size = _whole("kernel_size", kernel_size, 1)
-        self.stride = _whole("stride", stride, 1)
-        self.dilation = _whole("dilation", dilation, 1)
-        self.groups = _whole("groups", groups, 1)
+        self.in_channels = size("in_channels", in_channels, 1)
+        self.out_channels = size("out_channels", out_channels, 1)
+        self.kernel_size = size("kernel_size", kernel_size, 1)
+        self.stride = size("stride", stride, 1)
+        self.dilation = size("dilation", dilation, 1)
+        self.groups = size("groups", groups, 1)
         for name, channels in (("in_channels", self.in_channels), ("out_channels", self.out_channels)):
             if channels % self.groups:
                 raise ValueError(f"{name} is {channels}, groups is {self.groups}: wanted a multiple of groups")
@@ -152,8 +152,8 @@ class Conv1D(Layer):
         if isinstance(padding, tuple | list):
             if len(padding) != 2:
                 raise ValueError(f"padding is {padding!r}: wanted (left, right)")
-            return _whole("padding[0]", padding[0], 0), _whole("padding[1]", padding[1], 0)
-        both = _whole("padding", padding, 0)
+            return size("padding[0]", padding[0], 0), size("padding[1]", padding[1], 0)
+        both = size("padding", padding, 0)
         return both, both
 
     def output_lengths(self, lengths: ArrayLike) -> Any:
@@ -205,19 +205,11 @@ class Conv1D(Layer):
         out = max((L + left + right - self.dilation * (self.kernel_size - 1) - 1) // self.stride + 1, 0)
         y = np.empty((math.prod(batch), out, self.out_channels), self.dtype)
         x = x.reshape(math.prod(batch), L, C)
-        size = x.itemsize
-        if not x.flags.aligned or (C > 1 and x.strides[2] != size) or x.strides[0] % size or x.strides[1] % size:
+        whole = all(step % x.itemsize == 0 for step in x.strides[:2]) and (C <= 1 or x.strides[2] == x.itemsize)
+        if not (whole and x.flags.aligned):
             x = np.ascontiguousarray(x)
-        weight = self._parameter("weight", self.weight)
-        bias = None if self.bias is None else self._parameter("bias", self.bias)
-        core._convolve(x, weight, bias, y, lengths, self.stride, self.dilation, left, right, self.groups)
+        core._convolve(x, self.weight, self.bias, y, lengths, self.stride, self.dilation, left, right, self.groups)
         return y.reshape(*batch, out, self.out_channels)
-
-    def _parameter(self, name: str, given: Array) -> Array:
-        array = np.asarray(given, self.dtype, order="C")
-        if array.shape != self._parameters[name]:
-            raise ValueError(f"{name} is {array.shape}, wanted {self._parameters[name]}")
-        return array
 
     def start(self, batch_shape: int | tuple[int, ...] = ()) -> Conv1DState:
         """A stream that has seen nothing but the zeros before it, for x of shape (*batch_shape, n, in_channels)."""
@@ -253,15 +245,3 @@ class Conv1D(Layer):
         y = self._convolve(rows, None, 0, 0)
         used = y.shape[-2] * self.stride
         return y, Conv1DState(rows[..., used:, :].copy(), state.skip - skipped + max(used - n, 0))
-
-
-def _whole(name: str, value: Any, least: int) -> int:
-    try:
-        number = index(value) if not isinstance(value, bool) else None
-    except TypeError:
-        number = None
-    if number is None:
-        raise TypeError(f"{name} is {value!r}: wanted an integer")
-    if number < least:
-        raise ValueError(f"{name} is {number}: wanted {least} or more")
-    return number

@@ -59,18 +59,8 @@ class Recurrent(Layer):
 
     def _weights(self, layer: int) -> tuple[Array | None, ...]:
         """For each direction W_ih, W_hh, b_ih and b_hh, whatever has been assigned to them."""
-        found: list[Array | None] = []
-        for suffix in [s for n, s in self._suffixes() if n == layer]:
-            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-                if name + suffix not in self._parameters:
-                    found.append(None)
-                    continue
-                array = np.ascontiguousarray(getattr(self, name + suffix), self.dtype)
-                if array.shape != self._parameters[name + suffix]:
-                    wanted = self._parameters[name + suffix]
-                    raise ValueError(f"{name}{suffix} is {array.shape}, wanted {wanted}")
-                found.append(array)
-        return tuple(found)
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        return tuple(getattr(self, name + s, None) for n, s in self._suffixes() if n == layer for name in names)
 
     def _state(self, name: str, state: ArrayLike | None, batch: tuple[int, ...]) -> Array:
         """A first state as (layers, directions, B, H), a copy; zeros where none is given."""
@@ -208,7 +198,7 @@ class LSTM(Recurrent):
     ) -> None:
         super().__init__(input_size, hidden_size, num_layers, bias, bidirectional, dtype, rng)
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         x: ArrayLike,
         state: tuple[ArrayLike, ArrayLike] | None = None,
@@ -309,7 +299,7 @@ class GRU(Recurrent):
         self.reset_after = reset_after
         self.cell = "gru" if reset_after else "gru_reset_before"
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self, x: ArrayLike, h0: ArrayLike | None = None, *, lengths: ArrayLike | None = None
     ) -> tuple[Array, Array]:
         """The outputs of all steps, and the state after the last.
