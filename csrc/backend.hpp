@@ -3,7 +3,6 @@
 // A build or a machine without an instruction set has a shorter table; nobody else asks.
 #pragma once
 
-#include "layers/layers.hpp"
 #include "plan.hpp"
 #include "problem.hpp"
 
@@ -16,6 +15,8 @@ enum Feature : uint32_t {
   has_avx512 = 8,
   has_amx = 16
 };  // avx512: F, BW, DQ, VL
+
+struct Layers;  // layers/layers.hpp
 
 struct Tiling {
   int lanes;    // of one register

@@ -4,12 +4,19 @@
 // generic text in cpu/layers/, compiled once per instruction set into this table.
 #pragma once
 
+#include "linear.hpp"
+#include "normalization.hpp"
 #include "pointwise.hpp"
 
 namespace harken {
 
 struct Layers {
   void (*activate)(const Pointwise&, int64_t piece);
+  void (*multiply)(const Linear&, int64_t task);
+  void (*pack_rows)(const Panels&, int64_t tile);  // these three on a matrix engine
+  void (*pack_weight)(const Panels&, int64_t tile);
+  void (*multiply_panels)(const Panels&, int64_t task);
+  void (*normalize)(const Normalization&, int64_t piece);
 };
 
 }  // namespace harken

@@ -7,11 +7,14 @@
 
 #include HARKEN_ISA_HEADER
 
+#include "../layers/linear.hpp"
+#include "../layers/matrix_linear.hpp"
+#include "../layers/normalization.hpp"
 #include "../layers/pointwise.hpp"
 
 namespace harken {
 
 extern const Layers HARKEN_ISA_LAYERS;
-const Layers HARKEN_ISA_LAYERS = {activate};
+const Layers HARKEN_ISA_LAYERS = {activate, multiply, pack_rows, pack_weight, multiply_panels, normalize};
 
 }  // namespace harken

@@ -6,8 +6,26 @@
 array([-0.269,  0.   ,  0.731], dtype=float32)
 """
 
-from harken.layers.activations import ReLU, Sigmoid, SiLU, Tanh, relu, sigmoid, silu, tanh
+from harken.layers.activations import GELU, ReLU, Sigmoid, SiLU, Tanh, gelu, relu, sigmoid, silu, tanh
 from harken.layers.layer import Layer
 from harken.layers.linear import Linear
+from harken.layers.norm import LayerNorm, RMSNorm, layer_norm, rms_norm
 
-__all__ = ["Layer", "Linear", "ReLU", "SiLU", "Sigmoid", "Tanh", "relu", "sigmoid", "silu", "tanh"]
+__all__ = [
+    "GELU",
+    "Layer",
+    "LayerNorm",
+    "Linear",
+    "RMSNorm",
+    "ReLU",
+    "SiLU",
+    "Sigmoid",
+    "Tanh",
+    "gelu",
+    "layer_norm",
+    "relu",
+    "rms_norm",
+    "sigmoid",
+    "silu",
+    "tanh",
+]
