@@ -16,6 +16,8 @@ enum Feature : uint32_t {
   has_amx = 16
 };  // avx512: F, BW, DQ, VL
 
+struct Layers;  // layers/layers.hpp
+
 struct Tiling {
   int lanes;    // of one register
   int queries;  // of one register tile: lanes x columns

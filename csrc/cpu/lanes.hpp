@@ -165,6 +165,16 @@ HARKEN_INLINE F exp2_of_any(F x) {
   return exp2(most < x ? fill(most) : x);
 }
 
+// p 2^n, n a whole number, in two steps, so that what is too large becomes infinite and what is too small 0.
+template <class F>
+HARKEN_INLINE F scaled(F p, F n) {
+  using T = Number<F>;
+  using Words = typename Vector<T>::Words;
+  constexpr int mantissa = sizeof(T) == 4 ? 23 : 52;
+  const Words whole = __builtin_convertvector(n, Words), half = whole >> 1, one = (Words)fill(T(1));
+  return p * (F)(one + (half << mantissa)) * (F)(one + ((whole - half) << mantissa));
+}
+
 // 2^x - 1 without cancellation near 0, |x| <= 100: 2^n (2^f - 1) + (2^n - 1), with 2^f - 1 as its Taylor series.
 template <class F>
 HARKEN_INLINE F exp2_less_one(F x) {

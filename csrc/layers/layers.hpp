@@ -5,6 +5,8 @@
 #pragma once
 
 #include "convolution.hpp"
+#include "linear.hpp"
+#include "normalization.hpp"
 #include "pointwise.hpp"
 #include "recurrence.hpp"
 
@@ -13,6 +15,11 @@ namespace harken {
 struct Layers {
   void (*activate)(const Pointwise&, int64_t piece);
   void (*convolve)(const Convolution&, int64_t task, char* scratch);
+  void (*multiply)(const Linear&, int64_t task);
+  void (*pack_rows)(const Panels&, int64_t tile);  // these three on a matrix engine
+  void (*pack_weight)(const Panels&, int64_t tile);
+  void (*multiply_panels)(const Panels&, int64_t task);
+  void (*normalize)(const Normalization&, int64_t piece);
   Recurrent recurrent;
 };
 

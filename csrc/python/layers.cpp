@@ -3,7 +3,11 @@
 
 #include <string.h>
 
+#include <algorithm>
+#include <new>
+
 #include "../backend.hpp"
+#include "../kept.hpp"
 #include "../layers/layers.hpp"
 #include "../parallel.hpp"
 #include "errors.hpp"
@@ -19,6 +23,42 @@ PyArrayObject* contiguous(const py::object& array, const char* name) {
     refuse(PyExc_TypeError, "%s is no contiguous array of float32 or float64", name);
   }
   return x;
+}
+
+// An array that has the type of another, or None.
+const void* numbers(const py::object& array, const char* name, const PyArrayObject* like, npy_intp size) {
+  if (array.is_none()) return nullptr;
+  auto* x = contiguous(array, name);
+  if (PyArray_TYPE(x) != PyArray_TYPE(like) || PyArray_SIZE(x) != size) {
+    refuse(PyExc_ValueError, "%s is not of the type and size that x asks for", name);
+  }
+  return PyArray_DATA(x);
+}
+
+void* target(const py::object& array, const char* name, const PyArrayObject* like, npy_intp size) {
+  const void* data = numbers(array, name, like, size);
+  if (data && !PyArray_ISWRITEABLE(reinterpret_cast<PyArrayObject*>(array.ptr()))) {
+    refuse(PyExc_ValueError, "%s is read-only", name);
+  }
+  return const_cast<void*>(data);
+}
+
+bool in_double(const PyArrayObject* x) { return PyArray_TYPE(x) == NPY_DOUBLE; }
+
+// The tasks of a noun; few of them stay on this thread.
+template <class Noun>
+void compute_noun(void (*verb)(const Noun&, int64_t), const Noun& noun, int64_t count, bool few) {
+  struct Call {
+    void (*verb)(const Noun&, int64_t);
+    const Noun& noun;
+  };
+  const Call call = {verb, noun};
+  compute(
+      [](const void* context, int64_t task, int) {
+        const auto& c = *static_cast<const Call*>(context);
+        c.verb(c.noun, task);
+      },
+      &call, count, few ? 1 : usable_threads(0), few ? 0 : 1e9);  // which is worth the lock
 }
 
 }  // namespace
@@ -37,46 +77,117 @@ void compute(void (*task)(const void*, int64_t, int), const void* context, int64
 
 namespace {
 
+constexpr int64_t few_pieces = 3;          // 20 us: another thread would be awake when they are done
+constexpr int64_t few_products = 400'000;  // 10 us
+
+// Rows for which a product in registers beats packing: NumPy's takes 3 times as long at 10, as long at 64 (one thread).
+constexpr int64_t few_rows = 64, engine_rows = 40;
+
 Activation activation(const char* name) {
   constexpr struct {
     const char* name;
     Activation activation;
-  } list[] = {{"relu", Activation::relu},
-              {"silu", Activation::silu},
-              {"sigmoid", Activation::sigmoid},
+  } list[] = {{"gelu", Activation::gelu}, {"gelu_tanh", Activation::gelu_tanh}, {"identity", Activation::identity},
+              {"relu", Activation::relu}, {"sigmoid", Activation::sigmoid},     {"silu", Activation::silu},
               {"tanh", Activation::tanh}};
   for (const auto& entry : list)
     if (strcmp(entry.name, name) == 0) return entry.activation;
-  refuse(PyExc_ValueError, "activation is '%s': wanted relu, silu, sigmoid or tanh", name);
+  refuse(PyExc_ValueError, "activation is '%s': wanted gelu, gelu_tanh, identity, relu, sigmoid, silu or tanh", name);
 }
 
-struct Call {
-  const Layers& layers;
-  const Pointwise& pointwise;
-};
+// y = f(x + b), all contiguous and of one type; y may be x.
+void activate(const char* name, const py::object& x, const py::object& bias, const py::object& y) {
+  const auto* from = contiguous(x, "x");
+  const npy_intp n = PyArray_SIZE(from), C = bias.is_none() ? 1 : PyArray_DIM(from, PyArray_NDIM(from) - 1);
+  const Pointwise p = {activation(name),
+                       in_double(from),
+                       PyArray_DATA(from),
+                       numbers(bias, "bias", from, C),
+                       target(y, "y", from, n),
+                       n,
+                       C};
+  compute_noun(chosen().layers->activate, p, p.pieces(), p.pieces() <= few_pieces);
+}
 
-// y = f(x), both contiguous and of one type and size; y may be x.
-void activate(const char* name, const py::object& x, const py::object& y) {
-  auto *from = contiguous(x, "x"), *to = contiguous(y, "y");
-  if (PyArray_TYPE(from) != PyArray_TYPE(to) || PyArray_SIZE(from) != PyArray_SIZE(to) || !PyArray_ISWRITEABLE(to)) {
-    refuse(PyExc_ValueError, "y is no writeable array of the type and size of x");
+// On the matrix engine, part after part.
+void multiply_on_engine(const Linear& linear) {
+  const Layers& layers = *chosen().layers;
+  Panels p = {linear};
+  const int64_t fit = std::max<int64_t>(Panels::most_weights / linear.inputs / 32 * 32, 32);
+  const int64_t wide = std::min(linear.outputs, fit), high = std::min(linear.rows, Panels::most_rows);
+  Kept memory(p.bytes(wide) + p.bytes(high));
+  if (!memory.at()) throw std::bad_alloc();
+  p.w = memory.at();
+  p.x = p.w + p.bytes(wide);
+  for (p.col0 = 0; p.col0 < linear.outputs; p.col0 += wide) {
+    p.cols = std::min(wide, linear.outputs - p.col0);
+    compute_noun(layers.pack_weight, p, Panels::tiles(p.cols), false);
+    for (p.row0 = 0; p.row0 < linear.rows; p.row0 += high) {
+      p.rows = std::min(high, linear.rows - p.row0);
+      compute_noun(layers.pack_rows, p, Panels::tiles(p.rows), false);
+      compute_noun(layers.multiply_panels, p, p.tasks(), false);
+    }
   }
-  const Pointwise p = {activation(name), PyArray_TYPE(from) == NPY_DOUBLE, PyArray_DATA(from), PyArray_DATA(to),
-                       PyArray_SIZE(from)};
-  const Call call = {*chosen().layers, p};
-  compute(
-      [](const void* context, int64_t piece, int) {
-        const auto& c = *static_cast<const Call*>(context);
-        c.layers.activate(c.pointwise, piece);
-      },
-      &call, p.pieces(), usable_threads(0), 20.0 * double(p.n));
+}
+
+// y = f(x W^T + b): x (rows, inputs), W (outputs, inputs). False, and nothing done, where NumPy's product is faster.
+bool multiply(const char* name, const py::object& x, const py::object& weight, const py::object& bias,
+              const py::object& y) {
+  const auto *from = contiguous(x, "x"), *w = contiguous(weight, "weight");
+  if (PyArray_NDIM(from) != 2 || PyArray_NDIM(w) != 2 || PyArray_DIM(from, 1) != PyArray_DIM(w, 1)) {
+    refuse(PyExc_ValueError, "x and weight are no matrices of rows of the same size");
+  }
+  const int64_t rows = PyArray_DIM(from, 0), outputs = PyArray_DIM(w, 0), inputs = PyArray_DIM(w, 1);
+  const Linear p = {activation(name),
+                    in_double(from),
+                    PyArray_DATA(from),
+                    numbers(weight, "weight", from, PyArray_SIZE(w)),
+                    numbers(bias, "bias", from, outputs),
+                    target(y, "y", from, rows * outputs),
+                    rows,
+                    inputs,
+                    outputs};
+  if (rows >= engine_rows && chosen().engine && !p.in_double && inputs > 0 && inputs % 32 == 0) {
+    multiply_on_engine(p);
+  } else if (rows <= few_rows) {
+    compute_noun(chosen().layers->multiply, p, p.tasks(), double(rows) * outputs * inputs <= few_products);
+  } else {
+    return false;
+  }
+  return true;
+}
+
+// y = norm(s) w + b, s = x + residual, along the last axis of (rows, C).
+void normalize(bool centered, const py::object& x, const py::object& residual, const py::object& weight,
+               const py::object& bias, double eps, const py::object& y, const py::object& sum) {
+  const auto* from = contiguous(x, "x");
+  if (PyArray_NDIM(from) != 2) refuse(PyExc_ValueError, "x is no matrix of rows");
+  const npy_intp n = PyArray_SIZE(from), rows = PyArray_DIM(from, 0), C = PyArray_DIM(from, 1);
+  const Normalization p = {centered,
+                           in_double(from),
+                           PyArray_DATA(from),
+                           numbers(residual, "residual", from, n),
+                           numbers(weight, "weight", from, C),
+                           numbers(bias, "bias", from, C),
+                           target(y, "y", from, n),
+                           target(sum, "sum", from, n),
+                           C > 0 ? rows : 0,
+                           C,
+                           eps};
+  compute_noun(chosen().layers->normalize, p, p.pieces(), p.pieces() <= few_pieces);
 }
 
 }  // namespace
 
 void bind_layers(py::module_& module) {
-  module.def("_activate", activate, py::arg("name"), py::arg("x"), py::arg("y"), "y = f(x), number by number.");
+  module.def("_activate", activate, py::arg("name"), py::arg("x"), py::arg("bias").none(true), py::arg("y"),
+             "y = f(x + b), number by number.");
   module.def("_convolve", convolve, "What harken.layers.Conv1D calls.");
+  module.def("_linear", multiply, py::arg("name"), py::arg("x"), py::arg("weight"), py::arg("bias").none(true),
+             py::arg("y"), "y = f(x W^T + b).");
+  module.def("_normalize", normalize, py::arg("centered"), py::arg("x"), py::arg("residual").none(true),
+             py::arg("weight").none(true), py::arg("bias").none(true), py::arg("eps"), py::arg("y"),
+             py::arg("sum").none(true), "y = norm(x + residual) w + b, along the last axis.");
 }
 
 }  // namespace harken

@@ -64,6 +64,9 @@ HARKEN_INLINE F64 exp2(F64 x) {
 HARKEN_INLINE F32 exp2_of_any(F32 x) { return exp2(x); }
 HARKEN_INLINE F64 exp2_of_any(F64 x) { return exp2(x); }
 
+HARKEN_INLINE F32 scaled(F32 p, F32 n) { return (F32)_mm512_scalef_ps((__m512)p, (__m512)n); }
+HARKEN_INLINE F64 scaled(F64 p, F64 n) { return (F64)_mm512_scalef_pd((__m512d)p, (__m512d)n); }
+
 // 14 bits, doubled once or twice: a division takes the time of 32 multiply-adds, this of 7 or 11.
 HARKEN_INLINE F32 ratio(F32 a, F32 b) {
   F32 r = (F32)_mm512_rcp14_ps((__m512)b);

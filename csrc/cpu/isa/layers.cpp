@@ -8,12 +8,16 @@
 #include HARKEN_ISA_HEADER
 
 #include "../layers/convolution.hpp"
+#include "../layers/linear.hpp"
+#include "../layers/matrix_linear.hpp"
+#include "../layers/normalization.hpp"
 #include "../layers/pointwise.hpp"
 #include "../layers/recurrence.hpp"
 
 namespace harken {
 
 extern const Layers HARKEN_ISA_LAYERS;
-const Layers HARKEN_ISA_LAYERS = {activate, convolve, recurrent};
+const Layers HARKEN_ISA_LAYERS = {activate,    convolve,        multiply,  pack_rows,
+                                  pack_weight, multiply_panels, normalize, recurrent};
 
 }  // namespace harken

@@ -43,5 +43,26 @@ __all__ = [
     "sigmoid",
     "silu",
     "sinusoidal_positions",
+from harken.layers.activations import GELU, ReLU, Sigmoid, SiLU, Tanh, gelu, relu, sigmoid, silu, tanh
+from harken.layers.layer import Layer
+from harken.layers.linear import Linear
+from harken.layers.norm import LayerNorm, RMSNorm, layer_norm, rms_norm
+
+__all__ = [
+    "GELU",
+    "Layer",
+    "LayerNorm",
+    "Linear",
+    "RMSNorm",
+    "ReLU",
+    "SiLU",
+    "Sigmoid",
+    "Tanh",
+    "gelu",
+    "layer_norm",
+    "relu",
+    "rms_norm",
+    "sigmoid",
+    "silu",
     "tanh",
 ]
