@@ -6,8 +6,32 @@
 array([-0.269,  0.   ,  0.731], dtype=float32)
 """
 
-from harken.layers.activations import ReLU, Sigmoid, SiLU, Tanh, relu, sigmoid, silu, tanh
+from harken.layers.activations import ReLU, Sigmoid, SiLU, Tanh, gelu, relu, sigmoid, silu, tanh
+from harken.layers.caches import DecoderCache
+from harken.layers.decoder import TransformerDecoder, TransformerDecoderLayer
+from harken.layers.encoder import TransformerEncoder, TransformerEncoderLayer
+from harken.layers.heads import MultiHeadAttention
 from harken.layers.layer import Layer
 from harken.layers.linear import Linear
+from harken.layers.norm import LayerNorm
 
-__all__ = ["Layer", "Linear", "ReLU", "SiLU", "Sigmoid", "Tanh", "relu", "sigmoid", "silu", "tanh"]
+__all__ = [
+    "DecoderCache",
+    "Layer",
+    "LayerNorm",
+    "Linear",
+    "MultiHeadAttention",
+    "ReLU",
+    "SiLU",
+    "Sigmoid",
+    "Tanh",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
+    "gelu",
+    "relu",
+    "sigmoid",
+    "silu",
+    "tanh",
+]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -39,6 +40,26 @@ def relu(x: ArrayLike, *, out: Array | None = None) -> Array:
     array([0., 2.])
     """
     return _activate("relu", x, out)
+
+
+_erf = np.frompyfunc(math.erf, 1, 1)
+
+
+def gelu(x: ArrayLike, approximate: Literal["none", "tanh"] = "none", *, out: Array | None = None) -> Array:
+    """x (1 + erf(x / sqrt 2)) / 2, or with tanh(sqrt(2 / pi) (x + 0.044715 x^3)) for erf. `out=x` computes in place.
+
+    >>> gelu([-1.0, 0.0, 1.0]).round(3)
+    array([-0.159,  0.   ,  0.841])
+    """
+    array = np.asarray(x)
+    if array.dtype not in (np.float32, np.float64):
+        array = array.astype(np.float64)
+    if approximate == "tanh":
+        inner = np.tanh(math.sqrt(2 / math.pi) * (array + 0.044715 * array**3))
+    else:
+        inner = np.asarray(_erf(array / math.sqrt(2)), array.dtype)
+    result: Array = np.multiply(array / 2, 1 + inner, out=out)
+    return result
 
 
 def silu(x: ArrayLike, *, out: Array | None = None) -> Array:

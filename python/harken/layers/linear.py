@@ -57,7 +57,12 @@ class Linear(Layer):
         x = self.take("x", x, axes=1, last=self.weight.shape[1])
         # As one matrix of rows: NumPy multiplies a stack of matrices one by one, (8, 100, 512) twice as long.
         rows, (out_features, in_features) = math.prod(x.shape[:-1]), self.weight.shape
-        y = (x.reshape(rows, in_features) @ self.weight.T).reshape(*x.shape[:-1], out_features)
-        if self.bias is not None:
-            y += self.bias
-        return y
+        return product(x.reshape(rows, in_features), self.weight, self.bias).reshape(*x.shape[:-1], out_features)
+
+
+def product(x: Array, weight: Array, bias: Array | None) -> Array:
+    """x Wᵀ + b for a matrix of rows, (T, in) to (T, out)."""
+    y: Array = x @ weight.T
+    if bias is not None:
+        y += bias
+    return y
