@@ -45,6 +45,10 @@ class Unchanged:
     """Around a step: if it fails, rows hold what they held before, but for what a ring has dropped by then."""
 
     def __init__(self, caches: Iterable[KVCache]) -> None:
+        caches = list(caches)
+        for cache in caches:
+            if not isinstance(cache, KVCache):
+                raise TypeError(f"cache is {type(cache).__name__}: wanted a KVCache, as cache() makes it")
         self.before = [(cache, cache.starts, cache.lengths) for cache in caches]
 
     def __enter__(self) -> None:
@@ -58,10 +62,8 @@ class Unchanged:
             cache.truncate(np.minimum(np.maximum(lengths - dropped, 0), cache.lengths))
 
 
-def fits(cache: Any, rows: Rows, heads: int, channels: int, dtype: np.dtype[Any]) -> None:
+def fits(cache: KVCache, rows: Rows, heads: int, channels: int, dtype: np.dtype[Any]) -> None:
     """The cache is one that the layer's `cache` could have made, for as many sequences."""
-    if not isinstance(cache, KVCache):
-        raise TypeError(f"cache is {type(cache).__name__}: wanted a KVCache, as cache(batch, capacity) makes it")
     made = cache.kv_heads, cache.head_dim, cache.value_dim, cache.dtype
     if made != (heads, channels, channels, dtype):
         wanted = f"{heads} heads of {channels} channels in {dtype}"

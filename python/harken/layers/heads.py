@@ -233,7 +233,7 @@ class MultiHeadAttention(Layer):
                 raise ValueError("cache is given with key, value or kv_lengths: a cache is for self-attention")
             with Unchanged([cache]):
                 y, weights = self._attend_on(rows.pack(x), rows, look, cache, return_weights)
-        elif key is None and value is None and kv_lengths is None:
+        elif key is None and value is None and kv_lengths is None and self.fused:
             y, weights = self._attend(rows.pack(x), rows, look, return_weights)
         else:
             y, weights = self._across(x, key, value, rows, kv_lengths, look, return_weights)
@@ -376,7 +376,9 @@ class MultiHeadAttention(Layer):
         if (rows.lengths is not None or source.lengths is not None) and not weights and packable(rows, source, look):
             options |= cornered(rows, source, self.num_heads, look)
             found = attention_varlen(q, k, v, rows.ends, source.ends, q_start=0, **options)
-            return product(found.reshape(len(q), -1), self.out_proj.weight, self.out_proj.bias), None
+            return product(
+                found.reshape(len(q), q.shape[1] * q.shape[2]), self.out_proj.weight, self.out_proj.bias
+            ), None
         q, k, v = rows.unpack(q), source.unpack(k), source.unpack(v)
         options |= {"q_lengths": rows.counts, "kv_lengths": source.counts}
         found = attention(q, k, v, q_start=0, head_axis=-2, return_weights=weights, **options)
