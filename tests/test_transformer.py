@@ -294,7 +294,9 @@ def test_nothing_in_nothing_out() -> None:
 
 
 def test_wrong_layers() -> None:
-    with pytest.raises(ValueError, match="activation is 'swish': wanted one of relu, gelu, gelu_tanh, silu"):
+    with pytest.raises(
+        ValueError, match="activation is 'swish': wanted one of gelu, gelu_tanh, relu, sigmoid, silu, tanh"
+    ):
         TransformerEncoderLayer(E, H, F, "swish")
     with pytest.raises(TypeError, match=r"activation is 0\.1: wanted a name"):
         TransformerEncoderLayer(E, H, F, 0.1)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -128,3 +129,14 @@ class Tanh(_Activation):
     """`tanh` as a layer."""
 
     function = staticmethod(tanh)
+
+
+ACTIVATIONS: dict[str, Callable[..., Array]] = {
+    "gelu": gelu,
+    "gelu_tanh": partial(gelu, approximate="tanh"),
+    "relu": relu,
+    "sigmoid": sigmoid,
+    "silu": silu,
+    "tanh": tanh,
+}
+NAMES = tuple(ACTIVATIONS)

@@ -149,7 +149,7 @@ class TransformerDecoderLayer(Block):
 
     def _rows(self, x: Array, attend: Part, recall: Part) -> Array:
         """The same for rows that are packed, by the two attentions as functions of them."""
-        return self._add(self._add(self._add(x, self.norm1, attend), self.norm2, recall), self.norm3, self._feed)
+        return self._through(x, (self.norm1, attend), (self.norm2, recall), (self.norm3, self._feed))
 
 
 class TransformerDecoder(Layer):

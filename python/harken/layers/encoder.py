@@ -36,7 +36,7 @@ class TransformerEncoderLayer(Block):
     ----------
     d_model, nhead, dim_feedforward : int
         Channels, heads, and the width of the perceptron.
-    activation : {"relu", "gelu", "gelu_tanh", "silu"} or function
+    activation : {"gelu", "gelu_tanh", "relu", "sigmoid", "silu", "tanh"} or function
         A function takes an array (T, dim_feedforward) and gives one of the same shape and dtype; it may be the same.
     layer_norm_eps : float
     norm_first : bool
@@ -120,7 +120,7 @@ class TransformerEncoderLayer(Block):
     def _rows(self, x: Array, rows: Rows, look: Look, cache: KVCache | None) -> Array:
         """The same for rows that are packed."""
         attend = self.self_attn._part(rows, look, cache)
-        return self._add(self._add(x, self.norm1, attend), self.norm2, self._feed)
+        return self._through(x, (self.norm1, attend), (self.norm2, self._feed))
 
 
 class TransformerEncoder(Layer):

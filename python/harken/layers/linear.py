@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from harken.layers.activations import ACTIVATIONS
 from harken.layers.layer import Layer, Rng
 
 Array = NDArray[Any]
@@ -60,9 +61,11 @@ class Linear(Layer):
         return product(x.reshape(rows, in_features), self.weight, self.bias).reshape(*x.shape[:-1], out_features)
 
 
-def product(x: Array, weight: Array, bias: Array | None) -> Array:
-    """x Wᵀ + b for a matrix of rows, (T, in) to (T, out)."""
-    y: Array = x @ weight.T
+def product(
+    x: Array, weight: Array, bias: Array | None, activation: str | None = None, out: Array | None = None
+) -> Array:
+    """f(x Wᵀ + b) for a matrix of rows, (T, in) to (T, out)."""
+    y: Array = np.matmul(x, weight.T, out=out)
     if bias is not None:
         y += bias
-    return y
+    return y if activation is None else ACTIVATIONS[activation](y, out=y)

@@ -50,9 +50,19 @@ class LayerNorm(Layer):
             if bias:
                 self.own(bias=np.zeros(normalized_shape))
 
-    def __call__(self, x: ArrayLike) -> Array:
+    def __call__(
+        self,
+        x: ArrayLike,
+        *,
+        residual: ArrayLike | None = None,
+        out: Array | None = None,
+        total: Array | None = None,
+    ) -> Array:
+        """The last axis of x + residual, normalized, into `out`; `total` receives x + residual."""
         x = self.take("x", x, axes=1, last=self.size)
-        y: Array = x - x.mean(axis=-1, keepdims=True)
+        if residual is not None:
+            x = np.add(x, residual, out=total)
+        y: Array = np.subtract(x, x.mean(axis=-1, keepdims=True), out=out)
         variance = np.einsum("...c,...c->...", y, y)[..., None] / self.dtype.type(self.size)
         y /= np.sqrt(variance + self.dtype.type(self.eps))
         if self.weight is not None:
