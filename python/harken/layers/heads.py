@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from harken._load import core
 from harken.attention import Window, attention
 from harken.cache import KVCache, Layout
 from harken.layers.caches import Unchanged, fits, legal
@@ -18,7 +19,6 @@ from harken.layers.look import Look, cornered, looking, packable
 from harken.layers.rotary import Rope, Rotary
 from harken.layers.rows import Rows
 from harken.masks import Mask
-from harken.varlen import attention_varlen
 
 Array = NDArray[Any]
 
@@ -375,10 +375,10 @@ class MultiHeadAttention(Layer):
         found: Any
         if (rows.lengths is not None or source.lengths is not None) and not weights and packable(rows, source, look):
             options |= cornered(rows, source, self.num_heads, look)
-            found = attention_varlen(q, k, v, rows.ends, source.ends, q_start=0, **options)
-            return product(
-                found.reshape(len(q), q.shape[1] * q.shape[2]), self.out_proj.weight, self.out_proj.bias
-            ), None
+            options |= {"q_start": 0, "head_axis": -2}
+            # What attention_varlen calls when it has checked its arguments, which takes it 25 us.
+            found = core.attend_packed(attention, q, k, v, rows.ends, source.ends, options)
+            return self._output(found.reshape(len(q), self.num_heads * self.head_dim)), None
         q, k, v = rows.unpack(q), source.unpack(k), source.unpack(v)
         options |= {"q_lengths": rows.counts, "kv_lengths": source.counts}
         found = attention(q, k, v, q_start=0, head_axis=-2, return_weights=weights, **options)
@@ -388,8 +388,10 @@ class MultiHeadAttention(Layer):
         """The output projection of (..., L, H, D); and the weights, if there are any."""
         out, seen = found if weights else (found, None)
         out = rows.pack(out.reshape(*rows.lead, rows.L, self.num_heads * self.head_dim))
-        y = product(out, self.out_proj.weight, self.out_proj.bias)
-        return y, seen if seen is None else seen.reshape(*rows.lead, *seen.shape[-3:])
+        return self._output(out), seen if seen is None else seen.reshape(*rows.lead, *seen.shape[-3:])
+
+    def _output(self, found: Array) -> Array:
+        return product(found, self.out_proj.weight, self.out_proj.bias)
 
 
 def _first(rng: np.random.Generator, rows: int, columns: int) -> Array:

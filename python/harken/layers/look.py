@@ -26,7 +26,7 @@ def packable(rows: Rows, source: Rows, look: Look) -> bool:
 
 
 def cornered(rows: Rows, source: Rows, heads: int, look: Look) -> Look:
-    """Arrays over (..., H, L, Lk) as `attention_varlen` takes them, over the longest sequences."""
+    """Arrays over (..., H, L, Lk) as packed sequences take them, over the longest sequences."""
     cut: Look = {}
     full = (*rows.lead, heads, rows.L, source.L)
     for name in ("mask", "bias"):
