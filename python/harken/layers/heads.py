@@ -262,11 +262,10 @@ class MultiHeadAttention(Layer):
         q, k, v = qkv[:, :, :H], qkv[:, :, H : H + G], qkv[:, :, H + G :]
         options = {**self._options, **look, "causal": True, "head_axis": -2}
         if rows.lengths is not None:
-            options |= {"q_start": at, "q_lengths": rows.lengths}
-        counts = rows.L if rows.lengths is None else rows.lengths
+            options["q_lengths"] = rows.lengths
         if look and cache.layout == "ring":
-            dropped = np.maximum(cache.lengths + counts - cache.capacity, 0)
-            legal(q, cache, cache.lengths + counts - dropped, options | {"q_start": cache.lengths - dropped})
+            counts = rows.L if rows.lengths is None else rows.lengths
+            legal(q, cache, np.minimum(cache.lengths + counts, cache.capacity), options)
         cache.append(k.swapaxes(1, 2), v.swapaxes(1, 2), rows.lengths)
         return self._leave(cache.attend(q, return_weights=weights, **options), rows, weights)
 
