@@ -13,9 +13,9 @@ from harken._load import core
 from harken.attention import Window, attention
 from harken.cache import KVCache, Layout
 from harken.layers.caches import Unchanged, fits, legal
-from harken.layers.layer import Layer, Rng
-from harken.layers.linear import Linear, product
+from harken.layers.layer import Rng
 from harken.layers.look import Look, cornered, looking, packable
+from harken.layers.projections import Projections
 from harken.layers.rotary import Rope, Rotary
 from harken.layers.rows import Rows
 from harken.masks import Mask
@@ -23,7 +23,7 @@ from harken.masks import Mask
 Array = NDArray[Any]
 
 
-class MultiHeadAttention(Layer):
+class MultiHeadAttention(Projections):
     """Attention of H heads, each on its own projection of the inputs, and a projection of what they found::
 
         q, k, v = query Wqᵀ + bq, key Wkᵀ + bk, value Wvᵀ + bv           H, Hkv and Hkv heads of D channels
@@ -89,8 +89,8 @@ class MultiHeadAttention(Layer):
     >>> layer = MultiHeadAttention(64, 8, num_kv_heads=2, rope=10000.0, rng=0)
     >>> x = np.random.default_rng(0).normal(size=(2, 10, 64)).astype(np.float32)
     >>> y = layer(x, causal=True, lengths=[10, 7])
-    >>> y.shape, y[1, 7:].any()
-    ((2, 10, 64), np.False_)
+    >>> y.shape, bool(y[1, 7:].any())
+    ((2, 10, 64), False)
 
     One position at a time:
 
@@ -99,12 +99,6 @@ class MultiHeadAttention(Layer):
     >>> np.allclose(np.concatenate(steps, axis=1)[0], y[0], atol=1e-5)
     True
     """
-
-    in_proj_weight: Array
-    q_proj_weight: Array
-    k_proj_weight: Array
-    v_proj_weight: Array
-    in_proj_bias: Array | None
 
     def __init__(
         self,
@@ -126,45 +120,12 @@ class MultiHeadAttention(Layer):
         dtype: DTypeLike = np.float32,
         rng: Rng = None,
     ) -> None:
-        super().__init__(dtype)
-        rng = np.random.default_rng(rng)
-        H, E = num_heads, embed_dim
-        G = H if num_kv_heads is None else num_kv_heads
-        if H < 1 or G < 1 or H % G:
-            raise ValueError(f"num_kv_heads is {G}, num_heads {H}: wanted 1 or more that divide num_heads")
-        if head_dim is None and E % H:
-            raise ValueError(f"embed_dim is {E}, num_heads {H}: wanted a multiple of num_heads, or give head_dim")
-        D = E // H if head_dim is None else head_dim
-        self.embed_dim, self.num_heads, self.num_kv_heads, self.head_dim = E, H, G, D
-        self.kdim, self.vdim = E if kdim is None else kdim, E if vdim is None else vdim
-        self.fused = self.kdim == E == self.vdim
+        super().__init__(embed_dim, num_heads, bias, kdim, vdim, num_kv_heads, head_dim, dtype, rng)
         given = {"scale": scale, "softcap": softcap, "alibi": alibi, "sinks": 0.0 if add_zero_attn else None}
         self._options: Look = {name: value for name, value in given.items() if value is not None}
         if score != "dot":
             self._options["score"] = score
-        self._rotary = None if rope is None else Rotary(rope, D, rope_interleaved, self.dtype)
-        if self.fused:
-            self.own(in_proj_weight=_first(rng, (H + 2 * G) * D, E))
-        else:
-            self.own(
-                q_proj_weight=_first(rng, H * D, E),
-                k_proj_weight=_first(rng, G * D, self.kdim),
-                v_proj_weight=_first(rng, G * D, self.vdim),
-            )
-        self.in_proj_bias = None
-        if bias:
-            self.own(in_proj_bias=np.zeros((H + 2 * G) * D))
-        self.out_proj = Linear(H * D, E, bias, dtype=dtype, rng=rng)
-        if self.out_proj.bias is not None:
-            self.out_proj.bias[...] = 0
-
-    def load(self, state: Any, *, prefix: str = "", strict: bool = True) -> MultiHeadAttention:
-        try:
-            return super().load(state, prefix=prefix, strict=strict)
-        except ValueError as error:
-            if "bias_k" in str(error):
-                error.add_note("bias_k, bias_v: keys and values of add_bias_kv=True, which this layer does not have")
-            raise
+        self._rotary = None if rope is None else Rotary(rope, self.head_dim, rope_interleaved, self.dtype)
 
     def cache(self, batch: int, capacity: int, *, layout: Layout = "contiguous", **options: Any) -> KVCache:
         """A `harken.KVCache` for calls of this layer with cache=: `batch` sequences of up to `capacity` positions.
@@ -231,6 +192,8 @@ class MultiHeadAttention(Layer):
         if cache is not None:
             if key is not None or value is not None or kv_lengths is not None:
                 raise ValueError("cache is given with key, value or kv_lengths: a cache is for self-attention")
+            if not self.fused:
+                raise ValueError(f"cache is given, and keys have {self.kdim} channels: a cache is for self-attention")
             with Unchanged([cache]):
                 y, weights = self._attend_on(rows.pack(x), rows, look, cache, return_weights)
         elif key is None and value is None and kv_lengths is None and self.fused:
@@ -329,17 +292,6 @@ class MultiHeadAttention(Layer):
 
     # --- its parts ---
 
-    def _project(self, x: Array, first: int = 0, end: int | None = None) -> Array:
-        """(T, C) to the heads first .. end - 1 of all that are projected, (T, heads, D): q's, then k's, then v's."""
-        H, G, D = self.num_heads, self.num_kv_heads, self.head_dim
-        end = H + 2 * G if end is None else end
-        if self.fused:
-            weight = self.in_proj_weight[first * D : end * D]
-        else:
-            weight = {0: self.q_proj_weight, H: self.k_proj_weight, H + G: self.v_proj_weight}[first]
-        bias = None if self.in_proj_bias is None else self.in_proj_bias[first * D : end * D]
-        return product(x, weight, bias).reshape(len(x), end - first, D)
-
     def _ask(self, x: Array, rows: Rows) -> Array:
         """The queries alone."""
         q = self._project(x, 0, self.num_heads)
@@ -388,12 +340,3 @@ class MultiHeadAttention(Layer):
         out, seen = found if weights else (found, None)
         out = rows.pack(out.reshape(*rows.lead, rows.L, self.num_heads * self.head_dim))
         return self._output(out), seen if seen is None else seen.reshape(*rows.lead, *seen.shape[-3:])
-
-    def _output(self, found: Array) -> Array:
-        return product(found, self.out_proj.weight, self.out_proj.bias)
-
-
-def _first(rng: np.random.Generator, rows: int, columns: int) -> Array:
-    """Glorot and Bengio's uniform numbers, +-sqrt(6 / (rows + columns))."""
-    reach = (6 / max(rows + columns, 1)) ** 0.5
-    return rng.uniform(-reach, reach, (rows, columns))
