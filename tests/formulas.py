@@ -63,6 +63,7 @@ def heads(
     scale: float | None = None,
     softcap: float | None = None,
     alibi: Any = None,
+    score: str = "dot",
 ) -> tuple[Array, Array]:
     """y and the weights of attention of many heads between its projections."""
     D = state["out_proj.weight"].shape[1] // H
@@ -83,7 +84,10 @@ def heads(
         qh, kh, vh = q[..., h * D : (h + 1) * D], k[..., g * D : (g + 1) * D], v[..., g * D : (g + 1) * D]
         if rope is not None:
             qh, kh = turned(qh, rope, interleaved), turned(kh, rope, interleaved)
-        s = qh @ np.swapaxes(kh, -1, -2) * query.dtype.type(D**-0.5 if scale is None else scale)
+        if score == "cosine":
+            qh, kh = (x / np.sqrt((x * x).sum(-1, keepdims=True)) for x in (qh, kh))
+        usual = 1.0 if score == "cosine" else D**-0.5
+        s = qh @ np.swapaxes(kh, -1, -2) * query.dtype.type(usual if scale is None else scale)
         if softcap is not None:
             s = query.dtype.type(softcap) * np.tanh(s / query.dtype.type(softcap))
         s = s + bias[..., h, :, :]

@@ -56,6 +56,7 @@ def calls(draw: st.DrawFn) -> dict[str, Any]:
     build |= {"kdim": 7, "vdim": draw(st.sampled_from([None, 5]))} if cross and draw(flag) else {}
     build |= {"rope": 100.0, "rope_interleaved": draw(flag)} if draw(flag) else {}
     build |= {"scale": 0.3} if draw(flag) else {}
+    build |= {"score": "cosine"} if draw(flag) else {}
     build |= {"softcap": 2.0} if draw(flag) else {}
     build |= {"alibi": rng.random(H)} if draw(flag) else {}
     call: dict[str, Any] = {"causal": draw(flag)}
@@ -94,7 +95,7 @@ def test_any_options_together(drawn: dict[str, Any]) -> None:
     mask = call.get("mask", True)
     mask = mask.dense(L, Lk, q_start=0) if isinstance(mask, masks.Mask) else mask
     who = formulas.seen(L, Lk, call["causal"], call.get("window"), its, mask)
-    more = {name: build[name] for name in ("scale", "softcap", "alibi", "rope") if name in build}
+    more = {name: build[name] for name in ("scale", "softcap", "alibi", "rope", "score") if name in build}
     more |= {"zero": build["add_zero_attn"], "interleaved": build.get("rope_interleaved", False)}
 
     def formula(state: Any, *arrays: Array) -> tuple[Array, Array]:
