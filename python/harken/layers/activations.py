@@ -27,7 +27,7 @@ def _activate(name: str, x: ArrayLike, bias: ArrayLike | None, out: Array | None
     return out
 
 
-def gelu(x: ArrayLike, *, approximate: str = "none", bias: ArrayLike | None = None, out: Array | None = None) -> Array:
+def gelu(x: ArrayLike, approximate: str = "none", *, bias: ArrayLike | None = None, out: Array | None = None) -> Array:
     """x Phi(x), with Phi the normal distribution function.
 
     Phi keeps its relative accuracy on the left, where (1 + erf(x / sqrt(2))) / 2 loses it.
