@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from harken.layers.contiguous import placed
 from harken.layers.weights import read
 
 Array = NDArray[Any]
@@ -50,7 +51,7 @@ class Layer:
     def own(self, **arrays: ArrayLike) -> None:
         """Declare parameters, in the order in which `state` gives them, each with its first value."""
         for name, array in arrays.items():
-            value = np.array(array, self.dtype, order="C")
+            value = placed(array, self.dtype)
             self._parameters[name] = value.shape
             setattr(self, name, value)
 
@@ -132,7 +133,7 @@ class Layer:
             raise ValueError(f"the state does not fit {type(self).__name__}: {'; '.join(mistakes)}")
         for name, array in taken.items():
             layer, own = owned[name]
-            setattr(layer, own, np.array(array, layer.dtype, order="C"))
+            setattr(layer, own, placed(array, layer.dtype))
         return self
 
     def take(self, name: str, x: ArrayLike, *, axes: int, last: int | None = None) -> Array:
