@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from harken.layers import Layer, LayerNorm, TransformerEncoder, TransformerEncoderLayer
 
@@ -53,16 +53,17 @@ class SentenceEncoder(Layer):
     positions: Array
     kind: Array
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        super().__init__()
+    def __init__(self, config: Mapping[str, Any], *, dtype: DTypeLike = np.float32) -> None:
+        super().__init__(dtype)
         C, eps = config["hidden_size"], config["layer_norm_eps"]
         self.own(
             words=np.zeros((config["vocab_size"], C)),
             positions=np.zeros((config["max_position_embeddings"], C)),
             kind=np.zeros(C),
         )
-        self.norm = LayerNorm(C, eps)
-        layer = TransformerEncoderLayer(C, config["num_attention_heads"], config["intermediate_size"], "gelu", eps)
+        self.norm = LayerNorm(C, eps, dtype=dtype)
+        heads, width = config["num_attention_heads"], config["intermediate_size"]
+        layer = TransformerEncoderLayer(C, heads, width, "gelu", eps, dtype=dtype)
         self.encoder = TransformerEncoder(layer, config["num_hidden_layers"])
 
     def __call__(self, tokens: Sequence[Sequence[int]]) -> Array:

@@ -14,8 +14,7 @@ struct Linear {
   void* y;
   int64_t rows, inputs, outputs;
 
-  // A task is `high` rows by `wide` outputs: with 512 inputs at a time its part of W is 32 KiB and stays in the L1.
-  static constexpr int64_t high = 256, wide = 16;
+  static constexpr int64_t high = 256, wide = 48;  // a task's rows and outputs
   int64_t across() const { return (outputs + wide - 1) / wide; }
   int64_t tasks() const { return across() * ((rows + high - 1) / high); }
 };

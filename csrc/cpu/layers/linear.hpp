@@ -11,13 +11,21 @@ namespace harken {
 namespace {
 
 constexpr int sum_rows = columns == 4 ? 4 : 2;  // 4 x 4 sums and 8 operands of 32 registers, 2 x 4 and 5 of 16
+// A tile of fewer rows sums each output in the same order.
+constexpr int most_rows(int rows) { return rows < sum_rows ? rows : sum_rows; }
 
-// y[r][c] += x[r] . w[c] over n inputs, for the first `rows` and `cols` of the tile; `first`: y is set instead.
-template <class T>
-HARKEN_INLINE void tile_product(const T* const* x, const T* const* w, int64_t n, T* const* y, int rows, int cols,
-                                bool first) {
+// What a tile asks of the L2 cache while it computes: some rows of the W that comes next.
+struct Coming {
+  const char* at;
+  int64_t step;  // bytes from row to row
+  int rows;
+};
+
+// y[r][c] += x[r] . w[c] over n inputs, for R rows and the first `cols` of the tile; `first`: y is set instead.
+template <class T, int R>
+HARKEN_INLINE void tile_product(const T* const* x, const T* const* w, int64_t n, T* const* y, int cols, bool first,
+                                const Coming& coming) {
   using F = Lanes<T>;
-  constexpr int R = sum_rows;
   F sum[R * 4] = {};
   auto step = [&](auto load) __attribute__((always_inline)) {
     F right[4];
@@ -31,7 +39,11 @@ HARKEN_INLINE void tile_product(const T* const* x, const T* const* w, int64_t n,
     }
   };
   int64_t i = 0;
-  for (; i + lanes<T> <= n; i += lanes<T>) step([&](const T* at) { return take(at + i); });
+  for (; i + lanes<T> <= n; i += lanes<T>) {
+    const char* next = coming.at + i * sizeof(T);
+    for (int j = 0; j < coming.rows; ++j, next += coming.step) __builtin_prefetch(next, 0, 2);
+    step([&](const T* at) { return take(at + i); });
+  }
   if (i < n) step([&](const T* at) { return take_some(at + i, n - i); });
 
   constexpr int count = R * 4, groups = (count + lanes<T> - 1) / lanes<T>;
@@ -44,46 +56,67 @@ HARKEN_INLINE void tile_product(const T* const* x, const T* const* w, int64_t n,
       if (g * lanes<T> + j < count) part[j] = sum[g * lanes<T> + j];
     put(out + g * lanes<T>, sums(part));
   }
-#pragma GCC unroll 4
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int c = 0; c < 4; ++c)
-      if (r < rows && c < cols) y[r][c] = first ? out[r * 4 + c] : y[r][c] + out[r * 4 + c];
+  if (cols == 4) {
+    typedef T Four __attribute__((vector_size(4 * sizeof(T)), aligned(1), may_alias));
+    for (int r = 0; r < R; ++r) {
+      const Four sums_of_row = *(const Four*)(out + r * 4);
+      *(Four*)y[r] = first ? sums_of_row : *(const Four*)y[r] + sums_of_row;
+    }
+  } else {
+    for (int r = 0; r < R; ++r)
+      for (int c = 0; c < cols; ++c) y[r][c] = first ? out[r * 4 + c] : y[r][c] + out[r * 4 + c];
+  }
 }
 
-// The outputs col0 .. col1 - 1 of the rows row0 .. row1 - 1.
+// The outputs col0 .. col1 - 1 of the rows row0 .. row1 - 1, 16 outputs by up to 2 KiB of inputs at a time: this part of
+// W, 32 KiB, is read once into the L1, and the next meanwhile into the L2. 13 rows take 30 % less so, and 25 % less
+// where x and W begin at a multiple of 64 bytes.
 template <class T>
 void multiply_part(const Linear& p, int64_t row0, int64_t row1, int64_t col0, int64_t col1) {
   constexpr int R = sum_rows;
-  constexpr int64_t most = 2048 / sizeof(T);
+  constexpr int64_t most = 2048 / sizeof(T), wide = 16;
   const T *X = (const T*)p.x, *W = (const T*)p.weight, *b = (const T*)p.bias;
   T* Y = (T*)p.y;
 
   const int64_t parts = (p.inputs + most - 1) / most;
   const int64_t part = parts ? ((p.inputs + parts - 1) / parts + lanes<T> - 1) / lanes<T> * lanes<T> : 1;
-  for (int64_t k = 0; k < p.inputs || k == 0; k += part) {
-    const int64_t n = p.inputs - k < part ? p.inputs - k : part;
-    for (int64_t row = row0; row < row1; row += R) {
-      const int rows = row1 - row < R ? int(row1 - row) : R;
-      const T* x[R];
-      T* y[R];
-      for (int64_t col = col0; col < col1; col += 4) {
-        const int cols = col1 - col < 4 ? int(col1 - col) : 4;
-        const T* w[4];
+  const int64_t tiles = (row1 - row0 + R - 1) / R, share = tiles < 4 ? (4 + tiles - 1) / tiles : 1;
+  for (int64_t begin = col0; begin < col1; begin += wide) {
+    const int64_t end = col1 - begin < wide ? col1 : begin + wide;
+    for (int64_t k = 0; k < p.inputs || k == 0; k += part) {
+      const int64_t n = p.inputs - k < part ? p.inputs - k : part;
+      const bool last = k + part >= p.inputs;
+      const int64_t next_k = last ? 0 : k + part, next_begin = last ? begin + wide : begin;
+      for (int64_t row = row0, tile = 0; row < row1; row += R, ++tile) {
+        const int rows = row1 - row < R ? int(row1 - row) : R;
+        const T* x[R];
+        T* y[R];
+        for (int64_t col = begin; col < end; col += 4) {
+          const int cols = end - col < 4 ? int(end - col) : 4;
+          const T* w[4];
 #pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) {  // a row that is not there repeats the last
-          const int64_t at = row + (r < rows ? r : rows - 1);
-          x[r] = X + at * p.inputs + k;
-          y[r] = Y + at * p.outputs + col;
+          for (int r = 0; r < R; ++r) {
+            x[r] = X + (row + r) * p.inputs + k;
+            y[r] = Y + (row + r) * p.outputs + col;
+          }
+#pragma GCC unroll 4
+          for (int c = 0; c < 4; ++c)  // an output that is not there repeats the last
+            w[c] = W + (col + (c < cols ? c : cols - 1)) * p.inputs + k;
+          const int64_t ahead = col - begin + next_begin + tile * share, left = p.outputs - ahead;
+          Coming coming = {(const char*)(W + ahead * p.inputs + next_k), p.inputs * int64_t(sizeof(T)), 0};
+          if (tile * share < 4 && left > 0) coming.rows = int(left < share ? left : share);
+          switch (rows) {
+            case 1: tile_product<T, 1>(x, w, n, y, cols, k == 0, coming); break;
+            case 2: tile_product<T, 2>(x, w, n, y, cols, k == 0, coming); break;
+            case 3: tile_product<T, most_rows(3)>(x, w, n, y, cols, k == 0, coming); break;
+            case 4: tile_product<T, most_rows(4)>(x, w, n, y, cols, k == 0, coming); break;
+          }
         }
-#pragma GCC unroll 4
-        for (int c = 0; c < 4; ++c) w[c] = W + (col + (c < cols ? c : cols - 1)) * p.inputs + k;
-        tile_product<T>(x, w, n, y, rows, cols, k == 0);
-      }
-      if (k + part >= p.inputs && (b || p.activation != Activation::identity)) {
-        for (int r = 0; r < rows; ++r) {
-          T* at = Y + (row + r) * p.outputs + col0;
-          apply(p.activation, at, b ? b + col0 : b, at, col1 - col0);
+        if (last && (b || p.activation != Activation::identity)) {
+          for (int r = 0; r < rows; ++r) {
+            T* at = Y + (row + r) * p.outputs + begin;
+            apply(p.activation, at, b ? b + begin : b, at, end - begin);
+          }
         }
       }
     }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 Array = NDArray[Any]
 
@@ -35,10 +36,27 @@ def beside(name: str, x: ArrayLike | None, like: Array, shape: tuple[int, ...], 
     return np.ascontiguousarray(array).reshape(shape)
 
 
+def room(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """A new array that begins at a multiple of 64 bytes: a register of it never lies across two lines of the cache."""
+    kind = np.dtype(dtype)
+    size = math.prod(shape) * kind.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    first = -memory.ctypes.data % 64
+    return memory[first : first + size].view(kind).reshape(shape)
+
+
+def placed(x: ArrayLike, dtype: DTypeLike) -> Array:
+    """A copy in such a place."""
+    array = np.asarray(x)
+    copy = room(array.shape, dtype)
+    copy[...] = array
+    return copy
+
+
 def target(name: str, out: Array | None, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
     """A new array, or the given one if it fits."""
     if out is None:
-        return np.empty(shape, dtype)
+        return room(shape, dtype)
     if not isinstance(out, np.ndarray) or out.dtype != dtype or out.shape != shape:
         given = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
         raise ValueError(f"{name} is {given}: wanted an array of {dtype} {shape}")

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from harken.foreign import view
+from harken.layers.contiguous import placed
 from harken.layers.integers import NAMED
 from harken.layers.weights import read
 
@@ -51,7 +52,7 @@ class Layer:
     def own(self, **arrays: ArrayLike) -> None:
         """Declare parameters, in the order in which `state` gives them, each with its first value."""
         for name, array in arrays.items():
-            value = np.array(array, self.dtype, order="C")
+            value = placed(array, self.dtype)
             self._parameters[name] = value.shape
             setattr(self, name, value)
 
@@ -140,7 +141,7 @@ class Layer:
         mistakes += [f"unknown: {', '.join(_few(surplus))}"] if surplus else []
         if mistakes:
             raise ValueError(f"the state does not fit {type(self).__name__}: {'; '.join(mistakes)}")
-        copies = {name: np.array(array, owned[name][0].dtype, order="C") for name, array in taken.items()}
+        copies = {name: placed(array, owned[name][0].dtype) for name, array in taken.items()}
         for name, copy in copies.items():
             layer, own = owned[name]
             setattr(layer, own, copy)

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from harken._load import core
 from harken.layers.activations import NAMES
-from harken.layers.contiguous import apart, target
+from harken.layers.contiguous import apart, room, target
 from harken.layers.integers import size
 from harken.layers.layer import Layer, Rng
 
@@ -93,7 +93,7 @@ def product(
     Few rows are multiplied as x and W lie, many on a matrix engine if there is one, else by NumPy: a row's last bits
     may depend on which of these it is.
     """
-    y = np.empty((len(x), len(weight)), x.dtype) if out is None else out
+    y = room((len(x), len(weight)), x.dtype) if out is None else out
     name = activation or "identity"
     if not core._linear(name, np.ascontiguousarray(x), np.ascontiguousarray(weight), bias, y):
         np.matmul(x, weight.T, out=y)
