@@ -11,7 +11,9 @@ it has to be looked up. Sentences and labels are made from a seed. The network i
 
 and its rival the same without SelfAttention. Since that layer has no parameters, both have equally many of them; both
 were trained by `--train` below from the same start on the same sentences in the same order, and lie in
-sequence_labels.npz. harken.layers computes forwards, in training as well; the gradients are written out by hand.
+sequence_labels.npz in float16. harken.layers computes forwards, in training as well; the gradients are written out by
+hand. Of names introduced 32 to 63 words ago 100 % are labelled rightly with attention, 43 % without; of all 100 % and
+49 %. After four times as many steps the network without attention has 59 % of all.
 """
 
 from __future__ import annotations
