@@ -215,7 +215,7 @@ def show(model: Labeller) -> str:
     said = LABELS[model(held.words)[0, at].argmax()]
     seen = ", ".join(
         f"{weight:.2f} on {WORDS[held.words[0, j - 1]]} {WORDS[held.words[0, j]]!r}{f' {at - j} words ago' * (j < at)}"
-        for j in np.argsort(-weights)[:4].tolist()
+        for j in np.argsort(-weights)[:2].tolist()
         for weight in [weights[j]]
     )
     return f"{WORDS[held.words[0, at]]!r} is a {said}: {seen}"
