@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from test_environment import environment
 
 from harken import layers
 from harken.layers import GELU, Linear, ReLU, Sigmoid, SiLU, Tanh
@@ -125,6 +126,17 @@ def test_bits_do_not_depend_on_threads_or_place(backend: str) -> None:
         worker.join()
     for result in results:
         np.testing.assert_array_equal(result, whole)
+
+
+def test_modes_and_flags_stay(backend: str) -> None:
+    x = np.float32([1e-42, 1e30, np.inf, np.nan, -90, 5] * 7000).reshape(-1, 60)
+    w = np.ones((64, 60), np.float32)
+    before = environment()
+    for name in NAMES:
+        compute(name, x)
+    layers.layer_norm(x, residual=x)
+    layers.Linear(60, 64).load({"weight": w, "bias": w[:, 0]})(x[:50])
+    assert environment() == before
 
 
 def test_integers_lists_and_scalars() -> None:

@@ -80,8 +80,8 @@ namespace {
 constexpr int64_t few_pieces = 3;          // 20 us: another thread would be awake when they are done
 constexpr int64_t few_products = 400'000;  // 10 us
 
-// Up to so many rows a product that packs nothing is faster, on one thread: NumPy's takes 2.7 times as long at 13 rows and
-// as long at 70, the engine's as long at 56.
+// Up to so many rows a product that packs nothing is faster, on one thread: NumPy's takes 2.7 times as long at 13 rows
+// and as long at 70, the engine's as long at 56.
 constexpr int64_t few_rows = 64, engine_rows = 56;
 
 Activation activation(const char* name) {
