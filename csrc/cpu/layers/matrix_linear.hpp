@@ -2,8 +2,8 @@
 //
 // Packing takes 6 operations a number and is done once; then two tiles of x meet two of W in four sums, because a sum
 // is ready for its next product only after three others. Each step of 32 inputs takes 14 tile loads for 24 products,
-// which take 1.3 times as long as from the L1, where they do not fit. A float product by OpenBLAS takes 1.4 to 2.3 times
-// as long as all of it (160 and 640 rows, one thread).
+// and 1.3 times as long as from the L1, where they do not fit. A float product by OpenBLAS takes 1.4 to 2.3 times as
+// long as all of it (160 and 640 rows, one thread).
 // What the terms do not hold comes out as NaN (planes.hpp), and a row with a NaN is computed again without the engine.
 #pragma once
 
