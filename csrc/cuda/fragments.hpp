@@ -35,7 +35,7 @@ struct Queries {
 
 template <class Form>
 struct Softmax {
-  float m[Form::strips][rows_of_lane], limit[Form::strips][rows_of_lane];
+  float m[Form::strips][rows_of_lane];  // its limit is m + slack, and costs a register
   float l[Form::strips][rows_of_lane];  // of this lane's keys
   float O[Form::strips][Form::width / 8][4];
 };
@@ -54,7 +54,7 @@ HARKEN_WORD void begin(Softmax<Form>& state) {
   for (int strip = 0; strip < Form::strips; ++strip) {
 #pragma unroll
     for (int r = 0; r < rows_of_lane; ++r) {
-      state.m[strip][r] = state.limit[strip][r] = -__builtin_inff();
+      state.m[strip][r] = -__builtin_inff();
       state.l[strip][r] = 0;
     }
 #pragma unroll
@@ -207,9 +207,8 @@ HARKEN_WORD void exponentiate(Softmax<Form>& state, Scores<Form>& scores, float 
     for (int r = 0; r < rows_of_lane; ++r) {
       top[r] = max(top[r], from_neighbour(top[r], 1));
       top[r] = max(top[r], from_neighbour(top[r], 2));
-      by[r] = move(state.m[strip][r], state.limit[strip][r], top[r] * factor, 0.0f);
+      by[r] = move(state.m[strip][r], state.m[strip][r] + slack, top[r] * factor, 0.0f);
       state.m[strip][r] = by[r].m;
-      state.limit[strip][r] = by[r].limit;
     }
     if (ballot(by[0].any || by[1].any) != 0) {
 #pragma unroll

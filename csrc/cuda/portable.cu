@@ -9,12 +9,16 @@
 // The barrier is the only one of a tile: behind it tile j is there for all, and nobody reads j - 1 any more, which
 // j + 1 replaces.
 //
-//     channels   queries, keys of a tile   Q          shared memory
-//     <= 64      64, 64                    registers   32.5 KiB
-//     <= 128     64, 64                    registers   64.5 KiB
-//     <= 256     64, 32                    shared      96.5 KiB
+//     channels   queries, keys of a tile   Q           shared memory   registers   blocks at once, sm_80   sm_90
+//     <= 64      128, 64                   registers    33 KiB         255         2                       2
+//     <= 128     128, 32                   shared       65 KiB         253         2                       2
+//     <= 256      64, 32                   shared       97 KiB         242         1                       2
 //
-// It has never run on a card: what is said of it comes from the emulator and from the assembler.
+// A fragment of keys or values is 512 bytes, 4 cycles of shared memory, which 4 warps take turns at: 16 cycles, in
+// which a warp's share of an sm_80 multiplies two pairs of fragments. One strip of 16 queries a warp would make two of
+// each, and reading as long as multiplying; two strips make four. For 256 channels O of two has no room in registers.
+//
+// It has never run on a card: what is said of it comes from the emulator, the assembler and such arithmetic.
 #include "fragments.hpp"
 #include "kernels.hpp"
 
@@ -24,18 +28,18 @@ namespace {
 constexpr int warps = 4, threads = warps * lanes_of_warp, stages = 2;
 
 template <class S>
-using Form64 = Form<S, 64, 64, 1>;
+using Form64 = Form<S, 64, 64, 2>;
 template <class S>
-using Form128 = Form<S, 128, 64, 1>;
+using Form128 = Form<S, 128, 32, 2>;
 template <class S>
 using Form256 = Form<S, 256, 32, 1>;
 
 template <class Form>
 constexpr int tile_rows = warps * Form::strips * strip_rows;
 
-// O of 256 channels takes 128 registers, and leaves none for as many of Q.
+// O of 32 queries and 128 channels, or 16 and 256, takes 128 registers, and leaves none for as many of Q.
 template <class Form>
-constexpr bool keeps_queries = Form::width <= 128;
+constexpr bool keeps_queries = Form::width <= 64;
 
 // What a block shares besides tiles. The first thread writes it. The head is 500 bytes, of which few are read for each
 // tile: in registers they would take the room of O.
@@ -196,7 +200,8 @@ template <class Form>
 HARKEN_KERNEL(threads)
 attend_portable(HARKEN_CONSTANT Problem p) {
   constexpr int keys = Form::keys, rows = tile_rows<Form>;
-  static_assert(rows * Form::row_bytes <= 2 * Form::tile_bytes, "Q and O pass through one stage");
+  static_assert(rows * Form::row_bytes <= queries_at<Form>, "O passes through the tiles");
+  static_assert(!keeps_queries<Form> || rows * Form::row_bytes <= 2 * Form::tile_bytes, "Q passes through a stage");
   Common& common = *(Common*)(shared_memory() + common_at<Form>);
   const Task task = task_at<Form>(p, block());
   if (thread() == 0) {
