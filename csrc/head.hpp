@@ -137,10 +137,8 @@ struct Head {
 };
 
 template <class T>
-HARKEN_ANYWHERE Head<T> head_at(const Problem& p, int64_t batch_row, int64_t h) {
+HARKEN_ANYWHERE Head<T> head_at(const Problem& p, const BatchRow& b, int64_t h) {
   Head<T> head;
-  BatchRow b;
-  locate(p, batch_row, b);
   int64_t kv = h / (p.Hq / p.Hkv);
   place(head.Q, p.q, b, h);
   place(head.K, p.pages, p.k, p.pages.k_step, p.k_scale, p.pages.k_scale_step, b, kv);
@@ -167,6 +165,13 @@ HARKEN_ANYWHERE Head<T> head_at(const Problem& p, int64_t batch_row, int64_t h) 
   }
   head.modifiers = modifiers_of<T>(p, number_at(p.slopes, b, h, 0));
   return head;
+}
+
+template <class T>
+HARKEN_ANYWHERE Head<T> head_at(const Problem& p, int64_t batch_row, int64_t h) {
+  BatchRow b;
+  locate(p, batch_row, b);
+  return head_at<T>(p, b, h);
 }
 
 // What lists show to queries i0 .. i1 - 1 of any of the heads, which see the same keys otherwise.

@@ -138,7 +138,9 @@ def test_only_what_was_checked_is_chosen(monkeypatch: pytest.MonkeyPatch) -> Non
                 harken.attention(q, k, v, device="cuda")
         monkeypatch.setattr(cards, "records", lambda: [record])
         harken.attention(q, k, v, device="cuda")
-        assert harken.cuda.kernels()[0]["checked"] == [record]
+        assert {kernel["name"]: kernel["checked"] for kernel in harken.cuda.kernels()} == {
+            name: [record] * (name == "simple") for name in emulated.KERNELS
+        }
     with (
         emulated.card("fastest"),
         pytest.raises(RuntimeError, match=r"^HARKEN_CUDA_KERNEL is 'fastest': wanted one of"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import emulated
@@ -14,13 +15,26 @@ pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 
 FLAGS = ["-std=c++17", "-O3", "-Xcompiler=-Wall,-Wextra", "-Werror=all-warnings", "-Xptxas=-v", '-DHARKEN_SOURCE=""']
 
-# Of each kernel the architecture, and for each of its functions the most registers, stack and spilled bytes.
-EXPECTED = {"simple": ("sm_80", {"attend_simpleIf": (168, 1024, 0), "attend_simpleId": (168, 1024, 256)})}
+# Of each kernel the functions, by what their names contain, with the most registers, stack and spilled bytes. 65536
+# registers are 2 blocks of 128 threads at 255 of them.
+EXPECTED = {
+    "portable": {
+        f"{of}ELi{width}E": (registers, 0, 0)
+        for of in ("3f16", "4bf16")
+        for width, registers in ((64, 255), (128, 255), (256, 250))
+    },
+    "simple": {"attend_simpleIf": (168, 1024, 0), "attend_simpleId": (168, 1024, 256)},
+}
+
+# Where to find the disassembler: on the path, or in the package nvidia-cuda-nvdisasm.
+PACKAGED = [found for folder in sys.path for found in Path(folder).glob("nvidia/*/bin/nvdisasm")]
+NVDISASM = shutil.which("nvdisasm") or next(map(str, PACKAGED), None)
 
 
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("kernel", emulated.KERNELS)
-def test_no_warning_and_no_surprise(kernel: str, tmp_path: Path) -> None:
-    architecture, functions = EXPECTED[kernel]
+def test_no_warning_and_no_surprise(kernel: str, architecture: str, tmp_path: Path) -> None:
+    functions = EXPECTED[kernel]
     command = [
         "nvcc",
         f"-arch={architecture}",
@@ -42,3 +56,19 @@ def test_no_warning_and_no_surprise(kernel: str, tmp_path: Path) -> None:
         assert int(used[1]) <= registers, report
         assert numbers[0] <= stack, report
         assert numbers[1] <= spilled, report
+    if kernel == "portable" and NVDISASM is not None:
+        check_instructions(tmp_path / "cubin", len(functions))
+
+
+def check_instructions(cubin: Path, functions: int) -> None:
+    """Products by the matrix engine, fragments by one instruction, copies past the registers, no memory of a thread."""
+    assert NVDISASM is not None
+    text = subprocess.run([NVDISASM, "-c", cubin], capture_output=True, text=True, check=True).stdout
+    parts = re.split(r"^\.text\.", text, flags=re.M)[1:]
+    assert len(parts) == functions
+    for part in parts:
+        count = {name: len(re.findall(rf"\b{name}\b", part)) for name in ("HMMA", "LDSM", "LDGSTS", "LDL", "STL")}
+        assert count["HMMA"] >= 64, count
+        assert 0 < count["LDSM"] <= count["HMMA"], count
+        assert count["LDGSTS"] > 0, count
+        assert count["LDL"] == count["STL"] == 0, count

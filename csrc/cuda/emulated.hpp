@@ -4,7 +4,8 @@
 // it holds, and when all 32 have, each reads what it needs of the others and computes its own part. Words that wait for
 // one another across warps are meetings of their own; who waits gives way to the next thread. A warp runs as far as it
 // gets without the others, in an order that is drawn anew for every block, and shared memory begins as NaN, so that a
-// barrier that is missing shows.
+// barrier that is missing shows. An asynchronous copy destroys what it will write at once, and writes when it is waited
+// for: where a wait is missing, or a barrier before the copy, that shows, too.
 #pragma once
 
 #include <string.h>
@@ -29,6 +30,11 @@ extern Place here;  // of the thread that runs
 
 void meet_block();
 const char* exchange(const void* mine, int bytes);  // [32][slot_bytes]: what the lanes of this warp left
+
+void check_aligned(const char* at);  // to 16 bytes
+void copy_async(char* to, const char* from, int bytes);
+void commit();
+void wait(int groups);  // until no more than so many of this thread's groups are under way
 
 // body(context) once for every thread of every block. Throws a Fault if threads wait for each other forever, or write
 // past their shared memory.
@@ -61,6 +67,62 @@ HARKEN_WORD uint32_t ballot(bool truth) {
   uint32_t bits = 0;
   for (int n = 0; n < lanes_of_warp; ++n) bits |= uint32_t(all[n * emulator::slot_bytes] != 0) << n;
   return bits;
+}
+
+// What lane n left of 16 bytes, as two 16-bit numbers a word.
+HARKEN_WORD uint32_t half_of(const char* all, int lane, int half) {
+  uint16_t bits;
+  memcpy(&bits, all + lane * emulator::slot_bytes + 2 * half, sizeof bits);
+  return bits;
+}
+
+// PTX, ldmatrix: lanes 8n .. 8n + 7 name the rows of matrix n; lane l gets numbers 2(l % 4) and 2(l % 4) + 1 of its
+// row l / 4.
+HARKEN_WORD void load_matrix(uint32_t (&A)[4], const char* at) {
+  emulator::check_aligned(at);
+  const char* all = emulator::exchange(at, 16);
+  for (int n = 0; n < 4; ++n) memcpy(&A[n], all + (8 * n + lane() / 4) * emulator::slot_bytes + lane() % 4 * 4, 4);
+}
+// ... .trans: numbers l / 4 of rows 2(l % 4) and 2(l % 4) + 1.
+HARKEN_WORD void load_turned(uint32_t (&A)[4], const char* at) {
+  emulator::check_aligned(at);
+  const char* all = emulator::exchange(at, 16);
+  const int row = 2 * (lane() % 4), col = lane() / 4;
+  for (int n = 0; n < 4; ++n) A[n] = half_of(all, 8 * n + row, col) | half_of(all, 8 * n + row + 1, col) << 16;
+}
+
+// PTX, mma.m16n8k16, with g = lane / 4 and t = lane % 4, numbered as they lie in the words:
+//   A  number n is row g + 8 if n is 2, 3, 6 or 7, column 2t + n % 2, and 8 more from n = 4 on
+//   B  number n is row 2t + n % 2, and 8 more from n = 2 on, column g
+//   C  number n is row g, and 8 more from n = 2 on, column 2t + n % 2
+template <class S>
+HARKEN_WORD void mma(S, float (&C)[4], const uint32_t (&A)[4], uint32_t b0, uint32_t b1) {
+  const uint32_t mine[6] = {A[0], A[1], A[2], A[3], b0, b1};
+  const char* all = emulator::exchange(mine, sizeof mine);
+  float rows[2][16], columns[2][16];
+  for (int r = 0; r < 2; ++r) {
+    for (int k = 0; k < 16; ++k) {
+      const int of_a = lane() / 4 * 4 + k % 8 / 2, number_of_a = k % 2 + 2 * r + k / 8 * 4;
+      const int of_b = (2 * (lane() % 4) + r) * 4 + k % 8 / 2, number_of_b = k % 2 + k / 8 * 2;
+      rows[r][k] = widen<float, uint32_t>(S{}, half_of(all, of_a, number_of_a));
+      columns[r][k] = widen<float, uint32_t>(S{}, half_of(all, of_b, 8 + number_of_b));
+    }
+  }
+  for (int n = 0; n < 4; ++n)
+    for (int k = 0; k < 16; ++k) C[n] += rows[n / 2][k] * columns[n % 2][k];
+}
+
+template <class S>
+HARKEN_WORD uint32_t packed(S, float a, float b) {
+  return narrow<float, uint32_t>(S{}, a) | narrow<float, uint32_t>(S{}, b) << 16;
+}
+HARKEN_WORD float quick_exp2(float x) { return exp2(x); }
+
+HARKEN_WORD void copy_async(char* to, const char* from, int bytes) { emulator::copy_async(to, from, bytes); }
+HARKEN_WORD void commit() { emulator::commit(); }
+template <int n>
+HARKEN_WORD void wait() {
+  emulator::wait(n);
 }
 
 template <class Kernel, class Argument>

@@ -20,6 +20,7 @@ namespace {
 
 constexpr size_t stack_bytes = 64 << 10, fence_bytes = 256;
 constexpr char fence = 0x5a;
+constexpr int copy_bytes = 16, poison = 0xff;  // NaN
 
 // Those who come wait until all have come.
 struct Meeting {
@@ -32,12 +33,20 @@ struct Warp {
   char slots[2][lanes_of_warp][slot_bytes];  // one is read while the next is written
 };
 
+// A copy to shared memory that is under way, and the group that it was committed with.
+struct Copy {
+  char* to;
+  const char* from;
+  int bytes, group;
+};
+
 struct Fiber {
   ucontext_t first;
   jmp_buf at;
   std::unique_ptr<char[]> stack{new char[stack_bytes]};
+  std::vector<Copy> copies;
   bool begun, ended;
-  int exchanges;
+  int exchanges, groups;
 };
 
 // swapcontext() asks the kernel for the signal mask each time, 0.3 us; a jump between stacks takes 10 ns.
@@ -48,12 +57,18 @@ struct Block {
   Meeting meeting;
   bool moved;  // did any thread get further in this round?
   int running;
+  const char* wrong;  // what a thread did that a card does not forgive
   void (*body)(const void*);
   const void* context;
 } state;
 
 void give_way() {
   if (_setjmp(state.fibers[state.running].at) == 0) _longjmp(state.scheduler, 1);
+}
+
+[[noreturn]] void faulty(const char* text) {
+  state.wrong = text;
+  _longjmp(state.scheduler, 1);
 }
 
 void meet(Meeting& meeting, int count) {
@@ -102,16 +117,20 @@ std::vector<int> drawn_order(int count, int64_t seed) {
 bool run_warp(int warp, const std::vector<int>& lanes) {
   for (bool any = false;; any = true) {
     state.moved = false;
-    for (const int lane : lanes)
+    for (const int lane : lanes) {
       if (const int thread = warp * lanes_of_warp + lane; !state.fibers[thread].ended) go_on(thread);
+      if (state.wrong) throw Fault{HARKEN_FAILED, "block " + std::to_string(here.block) + " " + state.wrong};
+    }
     if (!state.moved) return any;
   }
 }
 
 void run_block(int threads) {
-  for (Fiber& fiber : state.fibers) fiber.begun = fiber.ended = false, fiber.exchanges = 0;
+  for (Fiber& fiber : state.fibers)
+    fiber.begun = fiber.ended = false, fiber.exchanges = fiber.groups = 0, fiber.copies.clear();
   for (Warp& warp : state.warps) warp.meeting = {};
   state.meeting = {};
+  state.wrong = nullptr;
   const std::vector<int> warps = drawn_order(threads / lanes_of_warp, here.block);
   const std::vector<int> lanes = drawn_order(lanes_of_warp, here.block);
   for (bool first = true;; first = false) {
@@ -141,6 +160,35 @@ const char* exchange(const void* mine, int bytes) {
   return slots[0];
 }
 
+void check_aligned(const char* at) {
+  if (reinterpret_cast<uintptr_t>(at) % copy_bytes != 0)
+    faulty("copies or loads from an address that is no multiple of 16");
+}
+
+void copy_async(char* to, const char* from, int bytes) {
+  Fiber& fiber = state.fibers[state.running];
+  check_aligned(to);
+  check_aligned(from);
+  memset(to, poison, copy_bytes);
+  fiber.copies.push_back({to, from, bytes, fiber.groups});
+}
+
+void commit() { ++state.fibers[state.running].groups; }
+
+void wait(int groups) {
+  Fiber& fiber = state.fibers[state.running];
+  std::vector<Copy> under_way;
+  for (const Copy& copy : fiber.copies) {
+    if (copy.group >= fiber.groups - groups) {
+      under_way.push_back(copy);
+      continue;
+    }
+    if (copy.bytes > 0) memcpy(copy.to, copy.from, copy.bytes);
+    memset(copy.to + copy.bytes, 0, copy_bytes - copy.bytes);
+  }
+  fiber.copies.swap(under_way);
+}
+
 void run(const Grid& grid, void (*body)(const void*), const void* context) {
   static std::mutex one_at_a_time;
   const std::lock_guard<std::mutex> guard(one_at_a_time);
@@ -153,7 +201,7 @@ void run(const Grid& grid, void (*body)(const void*), const void* context) {
   char* const past = memory.get() + grid.shared_bytes;
   here = {0, 0, grid.blocks, memory.get()};
   for (; here.block < grid.blocks; ++here.block) {
-    memset(memory.get(), 0xff, grid.shared_bytes);  // NaN
+    memset(memory.get(), poison, grid.shared_bytes);
     memset(past, fence, fence_bytes);
     run_block(grid.threads);
     for (size_t n = 0; n < fence_bytes; ++n)

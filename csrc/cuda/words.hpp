@@ -12,6 +12,17 @@
 //     ballot(truth)               bit n: what lane n said
 //     launch(kernel, grid, ...)   what the host says
 //
+// Of tiles, for a matrix engine; S is f16 or bf16, two of them are a word, and who holds which number is PTX's to say:
+//
+//     load_matrix(A, at)          four matrices of 8x8 S; at: a row of one, 16 bytes of shared memory
+//     load_turned(A, at)          the same, each of them turned around
+//     mma(S{}, C, A, b0, b1)      C += A B        16x8 floats, 16x16 and 16x8 S
+//     packed(S{}, a, b)           a and b rounded to S
+//     copy_async(to, from, n)     16 bytes of shared memory: n from the card's memory, then zeros
+//     commit()                    those copies that were begun are a group
+//     wait<n>()                   until all groups but the last n are there, those of this thread
+//     quick_exp2(x)               2^x to 2 units in the last place; 0 for what would be subnormal
+//
 // A kernel is `HARKEN_KERNEL(threads) name(HARKEN_CONSTANT Problem p)`.
 #pragma once
 

@@ -1,0 +1,266 @@
+// fragments.hpp - one tile of keys against the queries of a warp, in the fragments of a matrix engine.
+//
+//     S = Q K^T                       C of mma: rows are queries, columns keys
+//     P = 2^(score(S) - M)            where they are; rounded to the type of V they are A of the second product
+//     m, l, O = M,  a l + sum P,  a O + P V
+//
+// A lane holds two rows of each strip of 16 queries, lane / 4 and 8 more, in columns that three neighbours complete:
+// maxima are taken over 4 lanes for each tile, and sums once, at the end.
+#pragma once
+
+#include "element.hpp"
+#include "layout.hpp"
+#include "schedule.hpp"
+
+namespace harken {
+namespace {
+
+constexpr int strip_rows = 16, rows_of_lane = 2;
+
+// What a kernel is made for: S, f16 or bf16; width, of a row in shared memory; keys, of a tile; strips, of a warp.
+template <class S_, int width_, int keys_, int strips_>
+struct Form {
+  using S = S_;
+  static constexpr int width = width_, keys = keys_, strips = strips_;
+  static constexpr int row_bytes = width * 2, tile_bytes = keys * row_bytes;
+  static constexpr int steps = width / 16;  // of channels, in a product
+  static_assert(keys <= 64, "what a row sees of a tile is a word");
+};
+
+// Channels of Q in A fragments.
+template <class Form>
+struct Queries {
+  uint32_t A[Form::strips][Form::steps][4];
+};
+
+template <class Form>
+struct Softmax {
+  float m[Form::strips][rows_of_lane];  // its limit is m + slack, and costs a register
+  float l[Form::strips][rows_of_lane];  // of this lane's keys
+  float O[Form::strips][Form::width / 8][4];
+};
+
+template <class Form>
+struct Scores {
+  float s[Form::strips][Form::keys / 8][4];
+  uint64_t sees[Form::strips][rows_of_lane];  // bit n: key n + first_key() of the tile
+};
+
+HARKEN_WORD int first_key() { return cell_of(lane(), 0).col; }  // of a tile, in this lane
+
+template <class Form>
+HARKEN_WORD void begin(Softmax<Form>& state) {
+#pragma unroll
+  for (int strip = 0; strip < Form::strips; ++strip) {
+#pragma unroll
+    for (int r = 0; r < rows_of_lane; ++r) {
+      state.m[strip][r] = -__builtin_inff();
+      state.l[strip][r] = 0;
+    }
+#pragma unroll
+    for (int n = 0; n < Form::width / 8; ++n)
+#pragma unroll
+      for (int c = 0; c < 4; ++c) state.O[strip][n][c] = 0;
+  }
+}
+
+// The row of the tile that is row r of this lane in a strip.
+template <class Form>
+HARKEN_WORD int row_of(int strip, int r) {
+  return (warp() * Form::strips + strip) * strip_rows + cell_of(lane(), 2 * r).row;
+}
+
+template <class Form>
+HARKEN_WORD void load_queries(uint32_t (&A)[4], const char* Q, int strip, int step) {
+  const Spot spot = of_rows(lane());
+  const int row = (warp() * Form::strips + strip) * strip_rows + spot.row;
+  load_matrix(A, Q + along(offset_of(Form::width, row, spot.chunk), 2 * step));
+}
+
+// S = Q K^T. query(A, strip, step) gives a fragment of Q.
+template <class Form, class Query>
+HARKEN_WORD void multiply_keys(Scores<Form>& scores, const char* K, Query query) {
+  constexpr int strips = Form::strips;
+  const Spot spot = of_columns(lane());
+  const int offset = offset_of(Form::width, spot.row, spot.chunk);
+#pragma unroll
+  for (int strip = 0; strip < strips; ++strip)
+#pragma unroll
+    for (int n = 0; n < Form::keys / 8; ++n)
+#pragma unroll
+      for (int c = 0; c < 4; ++c) scores.s[strip][n][c] = 0;
+#pragma unroll
+  for (int step = 0; step < Form::steps; ++step) {
+    uint32_t A[strips][4];
+#pragma unroll
+    for (int strip = 0; strip < strips; ++strip) query(A[strip], strip, step);
+#pragma unroll
+    for (int pair = 0; pair < Form::keys / 16; ++pair) {
+      uint32_t B[4];
+      load_matrix(B, K + pair * 16 * Form::row_bytes + along(offset, 2 * step));
+#pragma unroll
+      for (int strip = 0; strip < strips; ++strip) {
+        mma(typename Form::S{}, scores.s[strip][2 * pair], A[strip], B[0], B[1]);
+        mma(typename Form::S{}, scores.s[strip][2 * pair + 1], A[strip], B[2], B[3]);
+      }
+    }
+  }
+}
+
+// O += P V, with P as multiply_keys left S.
+template <class Form>
+HARKEN_WORD void multiply_values(Softmax<Form>& state, const Scores<Form>& scores, const char* V) {
+  using S = typename Form::S;
+  constexpr int strips = Form::strips;
+  const Spot spot = of_rows(lane());
+  const int offset = offset_of(Form::width, spot.row, spot.chunk);
+#pragma unroll
+  for (int step = 0; step < Form::keys / 16; ++step) {
+    uint32_t A[strips][4];
+#pragma unroll
+    for (int strip = 0; strip < strips; ++strip) {
+      const float (&left)[4] = scores.s[strip][2 * step], (&right)[4] = scores.s[strip][2 * step + 1];
+      A[strip][0] = packed(S{}, left[0], left[1]);
+      A[strip][1] = packed(S{}, left[2], left[3]);
+      A[strip][2] = packed(S{}, right[0], right[1]);
+      A[strip][3] = packed(S{}, right[2], right[3]);
+    }
+#pragma unroll
+    for (int pair = 0; pair < Form::width / 16; ++pair) {
+      uint32_t B[4];
+      load_turned(B, V + step * 16 * Form::row_bytes + along(offset, 2 * pair));
+#pragma unroll
+      for (int strip = 0; strip < strips; ++strip) {
+        mma(S{}, state.O[strip][2 * pair], A[strip], B[0], B[1]);
+        mma(S{}, state.O[strip][2 * pair + 1], A[strip], B[2], B[3]);
+      }
+    }
+  }
+}
+
+// body(s, row of the lane, key of the tile less first_key()) for every score of the lane.
+template <class Form, class Body>
+HARKEN_WORD void for_scores(Scores<Form>& scores, int strip, Body body) {
+#pragma unroll
+  for (int n = 0; n < Form::keys / 8; ++n)
+#pragma unroll
+    for (int c = 0; c < 4; ++c) body(scores.s[strip][n][c], c / 2, 8 * n + c % 2);
+}
+
+// What the rows of this lane see of keys k0 .. k0 + keys - 1. Rows that do not exist see nothing.
+template <class Form>
+HARKEN_WORD void look(Scores<Form>& scores, const Head<float>& head, int64_t i0, int64_t k0) {
+#pragma unroll
+  for (int strip = 0; strip < Form::strips; ++strip)
+#pragma unroll
+    for (int r = 0; r < rows_of_lane; ++r) {
+      const int64_t i = i0 + row_of<Form>(strip, r);
+      uint64_t bits = i < head.queries ? seen_bits(head.sight, i, k0) : 0;
+      if (head.mask.data && bits != 0) {
+#pragma unroll 1
+        for (int n = 0; n < Form::keys / 4; ++n) {
+          const int key = n / 2 * 8 + n % 2 + first_key();
+          if ((bits >> key & 1) != 0 && *head.mask.at(i, k0 + key) == 0) bits &= ~(uint64_t(1) << key);
+        }
+      }
+      scores.sees[strip][r] = bits >> first_key();
+    }
+}
+
+// s = score(q . k) in units of log2 e, divided by the factor that is returned and > 0.
+template <class Form>
+HARKEN_WORD float modify(Scores<Form>& scores, const Head<float>& head, int64_t i0, int64_t k0) {
+  using S = typename Form::S;
+  const float scale = float(head.scale);
+  const Modifiers<float>& by = head.modifiers;
+  if (!by.any() && scale > 0) return scale;
+#pragma unroll
+  for (int strip = 0; strip < Form::strips; ++strip) {
+    const int64_t first = i0 + row_of<Form>(strip, 0);
+    for_scores(scores, strip, [&](float& s, int, int) { s *= scale; });
+    if (by.cap != 0) for_scores(scores, strip, [&](float& s, int, int) { s = softcapped(s, by.cap); });
+    if (by.bias) {
+      for_scores(scores, strip, [&](float& s, int r, int key) {
+        if ((scores.sees[strip][r] >> key & 1) == 0) return;
+        const char* at = head.bias.at(first + 8 * r, k0 + first_key() + key);
+        s = biased(s, head.bias.type == Type::f32 ? *(const float*)at : widened<float, S>(at));
+      });
+    }
+    if (by.alibi) {
+      const float position = float(first + head.sight.q_start - k0 - first_key());
+      for_scores(scores, strip,
+                 [&](float& s, int r, int key) { s = distanced(s, by.slope, position + float(8 * r), float(key)); });
+    }
+  }
+  return 1;
+}
+
+// S becomes P, and the state that of the union but for P V.
+template <class Form>
+HARKEN_WORD void exponentiate(Softmax<Form>& state, Scores<Form>& scores, float factor) {
+#pragma unroll
+  for (int strip = 0; strip < Form::strips; ++strip) {
+    float top[rows_of_lane] = {-__builtin_inff(), -__builtin_inff()};
+    for_scores(scores, strip, [&](float& s, int r, int) { top[r] = max(top[r], s); });
+    Move<float> by[rows_of_lane];
+#pragma unroll
+    for (int r = 0; r < rows_of_lane; ++r) {
+      top[r] = max(top[r], from_neighbour(top[r], 1));
+      top[r] = max(top[r], from_neighbour(top[r], 2));
+      by[r] = move(state.m[strip][r], state.m[strip][r] + slack, top[r] * factor, 0.0f);
+      state.m[strip][r] = by[r].m;
+    }
+    if (ballot(by[0].any || by[1].any) != 0) {
+#pragma unroll
+      for (int r = 0; r < rows_of_lane; ++r) state.l[strip][r] *= by[r].factor;
+#pragma unroll
+      for (int n = 0; n < Form::width / 8; ++n)
+#pragma unroll
+        for (int c = 0; c < 4; ++c) state.O[strip][n][c] *= by[c / 2].factor;
+    }
+    for_scores(scores, strip, [&](float& s, int r, int) {
+      s = quick_exp2(fmaf(s, factor, -by[r].subtract));
+      state.l[strip][r] += s;
+    });
+  }
+}
+
+// NaN or Inf, in a number of 2 bytes.
+template <class S>
+HARKEN_WORD bool special(uint32_t bits) {
+  constexpr uint32_t exponent = __is_same(S, f16) ? 0x7c00 : 0x7f80;
+  return (bits & exponent) == exponent;
+}
+
+// NaN and Inf among V reach the rows that see them, whose weights for them are taken as 1; in shared memory they are 0.
+template <class Form>
+HARKEN_WORD void add_special(Softmax<Form>& state, const Scores<Form>& scores, const Head<float>& head, int64_t k0,
+                             int64_t keys_end, int64_t channels) {
+  using S = typename Form::S;
+#pragma unroll 1
+  for (int key = 0; key < Form::keys && k0 + key < keys_end; ++key) {
+    const int holder = holder_of(lane(), key);
+    bool sees[Form::strips][rows_of_lane];
+#pragma unroll
+    for (int strip = 0; strip < Form::strips; ++strip)
+#pragma unroll
+      for (int r = 0; r < rows_of_lane; ++r)
+        sees[strip][r] = (from_lane(scores.sees[strip][r], holder) >> (key / 8 * 8 + key % 2) & 1) != 0;
+#pragma unroll
+    for (int n = 0; n < Form::width / 4; ++n) {
+      const int channel = n / 2 * 8 + cell_of(lane(), n % 2).col;
+      if (channel >= channels) continue;
+      const char* at = head.V.data + (k0 + key) * head.V.row + channel * head.V.col;
+      if (!special<S>(*(const uint16_t*)at)) continue;
+      const float x = widened<float, S>(at);
+#pragma unroll
+      for (int strip = 0; strip < Form::strips; ++strip)
+#pragma unroll
+        for (int r = 0; r < rows_of_lane; ++r)
+          if (sees[strip][r]) state.O[strip][n / 2][n % 2 + 2 * r] += x;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace harken

@@ -1,0 +1,181 @@
+"""The index arithmetic of tiles, by a plain C++ compiler: what lies where, who reads it, what is visited."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from ctypes import c_int, c_int64, c_uint64
+from itertools import pairwise, product
+from pathlib import Path
+from typing import Any
+
+import emulated
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.skipif(not emulated.able(), reason="no g++ to compile it with")
+
+SOURCE = """
+#include "layout.hpp"
+#include "schedule.hpp"
+using namespace harken;
+extern "C" {
+#define PAIR(name, call) void name(int n, int* to) { auto at = call; to[0] = at.row, to[1] = at.chunk; }
+PAIR(rows, of_rows(n))
+PAIR(columns, of_columns(n))
+void cell(int lane, int n, int* to) { auto at = cell_of(lane, n); to[0] = at.row, to[1] = at.col; }
+void copy(int width, int n, int* to) { auto at = copied(width, n); to[0] = at.row, to[1] = at.chunk; }
+int offset(int width, int row, int chunk) { return offset_of(width, row, chunk); }
+int moved(int offset, int chunks) { return along(offset, chunks); }
+int holder(int lane, int col) { return holder_of(lane, col); }
+
+static Sight sight_of(const int64_t* s, const int64_t* number, const int64_t* begin, const Interval* intervals) {
+  return {s[0], s[1], s[2], s[3], {(const char*)number, 8, begin, intervals}};
+}
+int visits(const int64_t* s, const int64_t* number, const int64_t* begin, const Interval* intervals, int64_t i0,
+           int64_t i1, int keys, int64_t* to) {
+  const Sight sight = sight_of(s, number, begin, intervals);
+  Walk walk = walk_of(sight, i0, i1, keys);
+  int count = 0;
+  for (Visit v; v = next_visit(sight, walk, keys), v.any; ++count) to[2 * count] = v.k0, to[2 * count + 1] = v.whole;
+  return count;
+}
+uint64_t bits(const int64_t* s, const int64_t* number, const int64_t* begin, const Interval* intervals, int64_t i,
+              int64_t k0) {
+  return seen_bits(sight_of(s, number, begin, intervals), i, k0);
+}
+}
+"""
+
+WIDTHS = 64, 128, 256
+LANES = range(32)
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The functions of the headers."""
+    folder: Path = tmp_path_factory.mktemp("layout")
+    source, target = folder / "layout.cpp", folder / "layout.so"
+    source.write_text(SOURCE)
+    flags = [flag for flag in emulated.FLAGS if flag != "-fvisibility=hidden"]
+    subprocess.run(["g++", *flags, "-Wno-unused-function", "-I", emulated.CUDA, source, "-o", target], check=True)
+    library = ctypes.CDLL(str(target))
+    library.bits.restype = c_uint64
+    return library
+
+
+def pair(function: Any, *arguments: int) -> tuple[int, int]:
+    to = (c_int * 2)()
+    function(*arguments, to)
+    return to[0], to[1]
+
+
+def banks(offsets: list[int], size: int) -> list[int]:
+    """The banks of 4 bytes that a phase of accesses of `size` bytes meets."""
+    return sorted(offset // 4 % 32 + n for offset in offsets for n in range(size // 4))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_swizzled_rows_are_a_permutation(host: Any, width: int) -> None:
+    chunks = width // 8
+    offsets = [host.offset(width, row, chunk) for row, chunk in product(range(64), range(chunks))]
+    assert sorted(offsets) == list(range(0, 64 * width * 2, 16))
+    assert all(offset // (2 * width) == n // chunks for n, offset in enumerate(offsets))
+    for row, chunk, more in product(range(64), (0, 1), range(0, chunks, 2)):
+        assert host.moved(host.offset(width, row, chunk), more) == host.offset(width, row, chunk + more)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_phase_meets_every_bank_once(host: Any, width: int) -> None:
+    every = list(range(32))
+    for spots, phase, step in product((host.rows, host.columns), range(4), range(width // 16)):
+        named = [pair(spots, lane) for lane in range(8 * phase, 8 * phase + 8)]
+        assert banks([host.moved(host.offset(width, *spot), 2 * step) for spot in named], 16) == every
+    for first in range(0, 64 * width // 8, 8):
+        assert banks([host.offset(width, *pair(host.copy, width, n)) for n in range(first, first + 8)], 16) == every
+    for half, n in product((0, 2), range(width // 8)):  # results on their way out
+        rows = [pair(host.cell, lane, half)[0] for lane in LANES]
+        assert banks([host.offset(width, rows[lane], n) + lane % 4 * 4 for lane in LANES], 4) == every
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_copies_bring_every_chunk_once(host: Any, width: int) -> None:
+    chunks = width // 8
+    assert [pair(host.copy, width, n) for n in range(32 * chunks)] == list(product(range(32), range(chunks)))
+
+
+def loaded(host: Any, spots: Any, turned: bool) -> Any:
+    """(lane, number, [row, column]) of what the lanes hold of 16 rows of 16 numbers, by PTX's word on ldmatrix."""
+    held = np.empty((32, 8, 2), int)
+    named = [pair(spots, lane) for lane in LANES]
+    for lane, n, half in product(LANES, range(4), range(2)):
+        row, column = (2 * (lane % 4) + half, lane // 4) if turned else (lane // 4, 2 * (lane % 4) + half)
+        at = named[8 * n + row]
+        held[lane, 2 * n + half] = at[0], 8 * at[1] + column
+    return held
+
+
+def test_fragments_are_those_of_the_product(host: Any) -> None:
+    """PTX, matrix fragments of mma.m16n8k16: groups of 4 lanes, two numbers a word."""
+    A, K, V = loaded(host, host.rows, False), loaded(host, host.columns, False), loaded(host, host.rows, True)
+    for lane in LANES:
+        group, member = lane // 4, lane % 4
+        for i in range(8):
+            row = group if i in (0, 1, 4, 5) else group + 8
+            assert tuple(A[lane, i]) == (row, member * 2 + i % 2 + (8 if i >= 4 else 0))
+        for i, product_of in product(range(4), range(2)):
+            k, n = member * 2 + i % 2 + (8 if i >= 2 else 0), group + 8 * product_of
+            assert tuple(K[lane, i + 4 * product_of]) == (n, k)  # rows are columns of B
+            assert tuple(V[lane, i + 4 * product_of]) == (k, n)
+        for i in range(4):
+            assert pair(host.cell, lane, i) == (group + (8 if i >= 2 else 0), member * 2 + i % 2)
+    for held in (A, K, V):
+        assert len({tuple(at) for at in held.reshape(-1, 2)}) == 256
+    assert len({pair(host.cell, lane, i) for lane in LANES for i in range(4)}) == 128
+    for lane, col in product(LANES, range(64)):
+        holder = host.holder(lane, col)
+        assert (holder // 4, col % 8) in [(lane // 4, pair(host.cell, holder, i)[1]) for i in (0, 1)]
+
+
+def drawn(rng: np.random.Generator, listed: bool) -> tuple[list[Any], Any]:
+    """A sight as arguments, and what it shows as an array (queries, keys)."""
+    queries, keys = int(rng.integers(1, 200)), int(rng.integers(0, 300))
+    start, ends = int(rng.integers(-150, 300)), [2**48, 0, *rng.integers(0, 120, 2)]
+    left, right = int(rng.choice([2**48, *rng.integers(0, 120, 3)])), int(rng.choice(ends))
+    p, j = np.arange(queries)[:, None] + start, np.arange(keys)
+    shown = (j >= p - left) & (j <= p + right)
+    sight = (c_int64 * 4)(start, keys, left, right)
+    if not listed:
+        return [sight, None, None, None], shown
+    edges = [np.unique(rng.integers(0, keys + 1, 2 * int(rng.integers(0, 5)))) for _ in range(3)]
+    lists = [list(pairwise(of))[::2] for of in edges]
+    number = np.sort(rng.integers(0, 3, queries))
+    begin = np.cumsum([0, *map(len, lists)])
+    flat = np.array([end for of in lists for ends in of for end in ends], np.int64)
+    in_list = np.array([[any(a <= key < b for a, b in lists[n]) for key in range(keys)] for n in number], bool)
+    arrays = [(c_int64 * max(1, len(of)))(*map(int, of)) for of in (number, begin, flat)]
+    return [sight, *arrays], shown & in_list.reshape(shown.shape)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_visits_are_what_masks_show(host: Any, listed: bool) -> None:
+    rng = np.random.default_rng(3)
+    to = (c_int64 * 100)()
+    for _ in range(150):
+        arguments, shown = drawn(rng, listed)
+        queries, keys = shown.shape
+        for tile, i0 in product((32, 64), range(0, queries, 64)):
+            i1 = min(i0 + 64, queries)
+            count = host.visits(*arguments, c_int64(i0), c_int64(i1), tile, to)
+            visits = {to[2 * n]: bool(to[2 * n + 1]) for n in range(count)}
+            assert list(visits) == sorted(visits)
+            for k0 in range(0, keys, tile):
+                part = shown[i0:i1, k0 : k0 + tile]
+                assert part.any() <= (k0 in visits)
+                assert listed or (k0 in visits) <= part.any() or not shown[i0:i1].any(1).all()
+                assert visits.get(k0, False) <= (part.all() and part.shape[1] == tile)
+                assert listed or (part.all() and part.shape[1] == tile) <= visits.get(k0, False)
+            for i, k0 in product((i0, i1 - 1), range(0, keys, tile)):
+                bits = host.bits(*arguments, c_int64(i), c_int64(k0))
+                here = shown[i, k0 : k0 + 64]
+                assert bits == sum(int(seen) << n for n, seen in enumerate(here))
