@@ -6,6 +6,7 @@ when something here is first asked for. `harken.attention(..., device="cuda")` c
 
 from harken.cuda.arrays import Array, attention
 from harken.cuda.cards import devices, is_available, kernels, why_not
+from harken.cuda.pinned import pinned_empty
 from harken.cuda.plan import Plan
 
-__all__ = ["Array", "Plan", "attention", "devices", "is_available", "kernels", "why_not"]
+__all__ = ["Array", "Plan", "attention", "devices", "is_available", "kernels", "pinned_empty", "why_not"]
