@@ -29,7 +29,8 @@ class Meant {
 void* allocate(size_t bytes, void* stream);
 void release(void* at, void* stream) noexcept;
 void copy(void* to, const void* from, size_t bytes, void* stream);  // in any direction
-void clear(void* at, size_t bytes, void* stream);                   // to zeros
+void copy_rows(void* to, int64_t to_step, const void* from, int64_t from_step, size_t bytes, size_t rows, void* stream);
+void clear(void* at, size_t bytes, void* stream);  // to zeros
 void wait(void* stream);
 int64_t free_memory();
 

@@ -88,6 +88,18 @@ void copy(void* to, const void* from, size_t bytes, void* stream) {
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, cudaStream_t(stream)));
 }
 
+void copy_rows(void* to, int64_t to_step, const void* from, int64_t from_step, size_t bytes, size_t rows,
+               void* stream) {
+  const size_t widest = to_step > from_step ? to_step : from_step;
+  if (rows == 1) return copy(to, from, bytes, stream);
+  if (widest < (size_t(1) << 31)) {  // cudaDevAttrMaxPitch
+    check(cudaMemcpy2DAsync(to, to_step, from, from_step, bytes, rows, cudaMemcpyDefault, cudaStream_t(stream)));
+    return;
+  }
+  for (size_t n = 0; n < rows; ++n)
+    copy(static_cast<char*>(to) + n * to_step, static_cast<const char*>(from) + n * from_step, bytes, stream);
+}
+
 void clear(void* at, size_t bytes, void* stream) { check(cudaMemsetAsync(at, 0, bytes, cudaStream_t(stream))); }
 
 void wait(void* stream) { check(cudaStreamSynchronize(cudaStream_t(stream))); }

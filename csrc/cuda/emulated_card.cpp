@@ -132,6 +132,11 @@ void release(void* at, void* stream) noexcept {
 void copy(void* to, const void* from, size_t bytes, void* stream) {
   queue(stream, [=] { memcpy(to, from, bytes); });
 }
+void copy_rows(void* to, int64_t to_step, const void* from, int64_t from_step, size_t bytes, size_t rows,
+               void* stream) {
+  for (size_t n = 0; n < rows; ++n)
+    copy(static_cast<char*>(to) + n * to_step, static_cast<const char*>(from) + n * from_step, bytes, stream);
+}
 void clear(void* at, size_t bytes, void* stream) {
   queue(stream, [=] { memset(at, 0, bytes); });
 }

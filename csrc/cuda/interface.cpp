@@ -154,6 +154,14 @@ HARKEN_EXPORT int harken_cuda_copy(int32_t card, void* to, const void* from, siz
   });
 }
 
+HARKEN_EXPORT int harken_cuda_copy_rows(int32_t card, void* to, int64_t to_step, const void* from, int64_t from_step,
+                                        size_t bytes, size_t rows, void* stream) {
+  return answered([&] {
+    const card::Meant meant(card);
+    card::copy_rows(to, to_step, from, from_step, bytes, rows, stream);
+  });
+}
+
 HARKEN_EXPORT int harken_cuda_where(const void* at, int32_t* card) {
   return answered([&] { *card = card::where(at); });
 }

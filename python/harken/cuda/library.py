@@ -61,6 +61,7 @@ FUNCTIONS = {
     "allocate": [c_int32, c_size_t, c_void_p, POINTER(c_void_p)],
     "release": [c_int32, c_void_p, c_void_p],
     "copy": [c_int32, c_void_p, c_void_p, c_size_t, c_void_p],
+    "copy_rows": [c_int32, c_void_p, c_int64, c_void_p, c_int64, c_size_t, c_size_t, c_void_p],
     "clear": [c_int32, c_void_p, c_size_t, c_void_p],
     "wait": [c_int32, c_void_p],
     "pin": [c_int32, c_size_t, POINTER(c_void_p)],

@@ -51,6 +51,6 @@ def pinned_empty(shape: int | tuple[int, ...], dtype: DTypeLike = np.float32) ->
     library, at = load(), c_void_p()
     library.call("pin", 0, max(1, size), byref(at))
     assert at.value
-    memory = (c_uint8 * size).from_address(at.value)
+    memory: Any = (c_uint8 * size).from_address(at.value)
     weakref.finalize(memory, library.status, "unpin", 0, at)
     return np.frombuffer(memory, np.uint8).view(its).reshape(shape)
