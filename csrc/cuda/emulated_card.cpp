@@ -1,4 +1,4 @@
-// emulated_card.cpp - a card made of the host's memory: addresses and sizes are checked like there, streams are as late.
+// emulated_card.cpp - a card made of the host's memory: addresses and sizes are checked, streams are late.
 //
 // What is queued on a stream that new_stream() made is done when somebody waits for it and no sooner, so that work that
 // follows no event finds memory that nothing was copied to yet, or not any more. All other streams do it at once.

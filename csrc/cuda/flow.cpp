@@ -1,4 +1,4 @@
-// flow.cpp - three streams and two rings of pinned buffers: copies up, kernels and copies down wait for one another only.
+// flow.cpp - three streams and two rings of pinned buffers: copies and kernels wait for one another only.
 //
 //     host    pack 0 | pack 1 | pack 2 | unpack 0 ...      numbers without gaps, by several threads
 //     up              copy 0  | copy 1 | copy 2
