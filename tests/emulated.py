@@ -15,7 +15,7 @@ from harken.cuda import library
 
 CUDA = Path(__file__).parents[1] / "csrc" / "cuda"
 KERNELS = ("portable", "simple")
-HOST = ("emulator.cpp", "emulated_card.cpp", "kernels.cpp", "staging.cpp", "interface.cpp")
+HOST = ("emulator.cpp", "emulated_card.cpp", "kernels.cpp", "staging.cpp", "pieces.cpp", "flow.cpp", "interface.cpp")
 FLAGS = [
     "-std=gnu++20",
     "-O2",

@@ -112,7 +112,7 @@ def test_the_library_exports_its_interface_alone() -> None:
 def test_records_are_of_the_source_as_it_is() -> None:
     """A kernel that was changed since is to be checked again: python bench/gpu.py."""
     for record in json.loads((ROOT / "python/harken/cuda/checked.json").read_text("utf-8")):
-        assert set(record) == {"kernel", "source", "card", "capability", "date"}
+        assert set(record) == {"kernel", "source", "card", "capability", "driver", "date"}
         assert record["source"] == source_hash(record["kernel"]), (
             f"{record['kernel']} was changed since {record['date']}"
         )
@@ -177,8 +177,8 @@ def test_out_of_memory_leaves_the_card_usable() -> None:
     q, k, v = qkv(np.float32, 2, 3)
     free = harken.cuda.devices()[0]["free"]
     large = np.zeros((1 << 20, 64), np.float32)
-    with pytest.raises(MemoryError, match="out of memory"):
-        harken.attention(q[0, :, :1].repeat(64, 1), large, large, device="cuda")
+    with pytest.raises(MemoryError, match=r"^keys exceed the memory of the card"):
+        harken.attention(q[0, :, :1].repeat(64, 1), large, large, device="cuda", return_weights=True)
     assert harken.cuda.devices()[0]["free"] == free
     harken.attention(q, k, v, device="cuda")
     assert harken.cuda.devices()[0]["free"] == free

@@ -29,7 +29,22 @@ class Meant {
 void* allocate(size_t bytes, void* stream);
 void release(void* at, void* stream) noexcept;
 void copy(void* to, const void* from, size_t bytes, void* stream);  // in any direction
-void clear(void* at, size_t bytes, void* stream);                   // to zeros
+void copy_rows(void* to, int64_t to_step, const void* from, int64_t from_step, size_t bytes, size_t rows, void* stream);
+void clear(void* at, size_t bytes, void* stream);  // to zeros
 void wait(void* stream);
+int64_t free_memory();
+
+// Streams of harken's own, and events: a stream follows an event when its later work waits for that.
+void* new_stream();
+void* new_event();
+void record(void* event, void* stream);
+void follow(void* stream, void* event);
+void wait_for(void* event);
+
+// Memory of the host that stays where it is, so that a card copies it by itself.
+extern const int64_t buffer_bytes;  // of a buffer for copies
+void* pin(size_t bytes);
+void unpin(void* at) noexcept;
+bool pinned(const void* at);
 
 }  // namespace harken::card

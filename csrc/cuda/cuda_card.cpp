@@ -88,8 +88,64 @@ void copy(void* to, const void* from, size_t bytes, void* stream) {
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, cudaStream_t(stream)));
 }
 
+void copy_rows(void* to, int64_t to_step, const void* from, int64_t from_step, size_t bytes, size_t rows,
+               void* stream) {
+  const size_t widest = to_step > from_step ? to_step : from_step;
+  if (rows == 1) return copy(to, from, bytes, stream);
+  if (widest < (size_t(1) << 31)) {  // cudaDevAttrMaxPitch
+    check(cudaMemcpy2DAsync(to, to_step, from, from_step, bytes, rows, cudaMemcpyDefault, cudaStream_t(stream)));
+    return;
+  }
+  for (size_t n = 0; n < rows; ++n)
+    copy(static_cast<char*>(to) + n * to_step, static_cast<const char*>(from) + n * from_step, bytes, stream);
+}
+
 void clear(void* at, size_t bytes, void* stream) { check(cudaMemsetAsync(at, 0, bytes, cudaStream_t(stream))); }
 
 void wait(void* stream) { check(cudaStreamSynchronize(cudaStream_t(stream))); }
+
+int64_t free_memory() {
+  size_t free = 0, all = 0;
+  check(cudaMemGetInfo(&free, &all));
+  return int64_t(free);
+}
+
+void* new_stream() {
+  int card = 0;
+  cudaMemPool_t pool;
+  uint64_t kept = uint64_t(256) << 20;  // bytes that the pool does not give back each time that somebody waits
+  check(cudaGetDevice(&card));
+  check(cudaDeviceGetDefaultMemPool(&pool, card));
+  check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &kept));
+  cudaStream_t stream;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  return stream;
+}
+
+void* new_event() {
+  cudaEvent_t event;
+  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+  return event;
+}
+
+void record(void* event, void* stream) { check(cudaEventRecord(cudaEvent_t(event), cudaStream_t(stream))); }
+void follow(void* stream, void* event) { check(cudaStreamWaitEvent(cudaStream_t(stream), cudaEvent_t(event), 0)); }
+void wait_for(void* event) { check(cudaEventSynchronize(cudaEvent_t(event))); }
+
+const int64_t buffer_bytes = 16 << 20;
+
+void* pin(size_t bytes) {
+  void* at = nullptr;
+  check(cudaHostAlloc(&at, bytes, cudaHostAllocPortable));
+  return at;
+}
+
+void unpin(void* at) noexcept { cudaFreeHost(at); }
+
+bool pinned(const void* at) {
+  cudaPointerAttributes attributes;
+  check(cudaPointerGetAttributes(&attributes, at));
+  return attributes.type == cudaMemoryTypeHost;
+}
 
 }  // namespace harken::card

@@ -10,6 +10,8 @@
 
 #include <string.h>
 
+#include <functional>
+
 #include "number.hpp"
 
 #define HARKEN_WORD inline
@@ -39,6 +41,9 @@ void wait(int groups);  // until no more than so many of this thread's groups ar
 // body(context) once for every thread of every block. Throws a Fault if threads wait for each other forever, or write
 // past their shared memory.
 void run(const Grid& grid, void (*body)(const void* context), const void* context);
+
+// Who decides when what is launched on a stream is run: null, at once.
+extern void (*launched)(void* stream, std::function<void()> work);
 
 }  // namespace emulator
 
@@ -126,19 +131,21 @@ HARKEN_WORD void wait() {
 }
 
 template <class Kernel, class Argument>
-void launch(Kernel kernel, const Grid& grid, void*, const Argument& argument) {
+void launch(Kernel kernel, const Grid& grid, void* stream, const Argument& argument) {
   struct Call {
     Kernel kernel;
-    const Argument& argument;
+    Argument argument;
   };
-  const Call call = {kernel, argument};
-  emulator::run(
-      grid,
-      [](const void* context) {
-        const Call& call = *static_cast<const Call*>(context);
-        call.kernel(call.argument);
-      },
-      &call);
+  const auto work = [call = Call{kernel, argument}, grid] {
+    emulator::run(
+        grid,
+        [](const void* context) {
+          const Call& call = *static_cast<const Call*>(context);
+          call.kernel(call.argument);
+        },
+        &call);
+  };
+  emulator::launched ? emulator::launched(stream, work) : work();
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 
 #include "card.hpp"
 #include "fault.hpp"
+#include "flow.hpp"
 #include "kernels.hpp"
 #include "staging.hpp"
 
@@ -39,8 +40,7 @@ const Problem& problem_of(const harken_cuda_call& call) {
 }
 
 // The first of those allowed that takes the problem, and why none before it does.
-int choose(const harken_cuda_call& call, std::string& why) {
-  const Problem& problem = problem_of(call);
+int choose(const harken_cuda_call& call, const Problem& problem, std::string& why) {
   const int capability = card::capability(call.card);
   for (int n = 0; n < kernel_count; ++n) {
     if ((call.kernels >> n & 1) == 0) continue;
@@ -107,8 +107,8 @@ HARKEN_EXPORT int harken_cuda_kernel(int32_t kernel, harken_cuda_kernel_facts* f
 HARKEN_EXPORT int harken_cuda_plan(const harken_cuda_call* call, harken_cuda_plan_facts* plan) {
   return answered([&] {
     std::string why;
-    const int kernel = choose(*call, why);
     const Problem& problem = problem_of(*call);
+    const int kernel = choose(*call, problem, why);
     const Grid grid = kernels[kernel]->grid(problem);
     *plan = {kernel, grid.threads, grid.blocks, grid.shared_bytes, kernels[kernel]->workspace(problem), {}};
     strncpy(plan->why, why.c_str(), sizeof plan->why - 1);
@@ -118,11 +118,17 @@ HARKEN_EXPORT int harken_cuda_plan(const harken_cuda_call* call, harken_cuda_pla
 HARKEN_EXPORT int harken_cuda_attend(const harken_cuda_call* call) {
   return answered([&] {
     std::string why;
-    const Kernel& kernel = *kernels[choose(*call, why)];
+    const Problem& problem = problem_of(*call);
+    choose(*call, problem, why);
     const card::Meant meant(call->card);
-    Staged staged(problem_of(*call), call->card, call->stream);
-    const Workspace workspace(kernel.workspace(staged.problem), call->stream);
-    kernel.attend(staged.problem, workspace.at, call->stream);
+    auto queue = [&](const Problem& on_card, void* stream) {
+      const Kernel& kernel = *kernels[choose(*call, on_card, why)];
+      const Workspace workspace(kernel.workspace(on_card), stream);
+      kernel.attend(on_card, workspace.at, stream);
+    };
+    if (flows(problem)) return flow(problem, call->card, queue);
+    Staged staged(problem, call->card, call->stream);
+    queue(staged.problem, call->stream);
     staged.bring_back();
   });
 }
@@ -148,8 +154,30 @@ HARKEN_EXPORT int harken_cuda_copy(int32_t card, void* to, const void* from, siz
   });
 }
 
+HARKEN_EXPORT int harken_cuda_copy_rows(int32_t card, void* to, int64_t to_step, const void* from, int64_t from_step,
+                                        size_t bytes, size_t rows, void* stream) {
+  return answered([&] {
+    const card::Meant meant(card);
+    card::copy_rows(to, to_step, from, from_step, bytes, rows, stream);
+  });
+}
+
 HARKEN_EXPORT int harken_cuda_where(const void* at, int32_t* card) {
   return answered([&] { *card = card::where(at); });
+}
+
+HARKEN_EXPORT int harken_cuda_pin(int32_t card, size_t bytes, void** at) {
+  return answered([&] {
+    const card::Meant meant(card);
+    *at = card::pin(bytes);
+  });
+}
+
+HARKEN_EXPORT int harken_cuda_unpin(int32_t card, void* at) {
+  return answered([&] {
+    const card::Meant meant(card);
+    card::unpin(at);
+  });
 }
 
 HARKEN_EXPORT int harken_cuda_clear(int32_t card, void* at, size_t bytes, void* stream) {

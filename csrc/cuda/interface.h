@@ -5,13 +5,14 @@
 // are of one version if the sizes and HARKEN_CUDA_INTERFACE agree. Each of its arrays lies wholly on the card, aligned
 // to its element, or wholly in the memory of the host; strides mean the same in both. What lies on the host is copied
 // to the card first, results that belong there are copied back, and harken_cuda_attend returns when they are there. If
-// all results lie on the card it returns when the work is queued on the stream.
+// all results lie on the card it returns when the work is queued on the stream. A large problem that lies on the host
+// with all its arrays goes through the card in pieces, on streams of the library's own, and need not fit into it.
 #pragma once
 
 #include <stddef.h>
 #include <stdint.h>
 
-#define HARKEN_CUDA_INTERFACE 1
+#define HARKEN_CUDA_INTERFACE 2
 
 #ifdef __cplusplus
 extern "C" {
@@ -74,8 +75,12 @@ int harken_cuda_attend(const harken_cuda_call* call);
 int harken_cuda_allocate(int32_t card, size_t bytes, void* stream, void** at);
 int harken_cuda_release(int32_t card, void* at, void* stream);
 int harken_cuda_copy(int32_t card, void* to, const void* from, size_t bytes, void* stream);  // in any direction
+int harken_cuda_copy_rows(int32_t card, void* to, int64_t to_step, const void* from, int64_t from_step, size_t bytes,
+                          size_t rows, void* stream);  // `bytes` of each row, rows so many bytes apart
 int harken_cuda_clear(int32_t card, void* at, size_t bytes, void* stream);                   // to zeros
 int harken_cuda_wait(int32_t card, void* stream);
+int harken_cuda_pin(int32_t card, size_t bytes, void** at);  // memory of the host that every card copies by itself
+int harken_cuda_unpin(int32_t card, void* at);
 int harken_cuda_where(const void* at, int32_t* card);  // -1: the host
 
 #ifdef __cplusplus

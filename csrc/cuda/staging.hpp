@@ -4,28 +4,9 @@
 #include <string>
 #include <vector>
 
-#include "../problem.hpp"
+#include "axes.hpp"
 
 namespace harken {
-
-constexpr int most_axes = max_batch_axes + 3;
-
-// The axes of an array from the outermost on. A stride of 0 is an axis of size 1 as far as memory goes.
-struct Axes {
-  int count = 0;
-  int64_t sizes[most_axes], strides[most_axes];
-  int64_t element;
-
-  void add(int64_t size, int64_t stride) {
-    sizes[count] = stride == 0 && size > 0 ? 1 : size;
-    strides[count++] = stride;
-  }
-  int64_t bytes() const {
-    int64_t product = element;
-    for (int axis = 0; axis < count; ++axis) product *= sizes[axis];
-    return product;
-  }
-};
 
 // While it lives, `problem` is the same as the one given with every array on the card that is meant.
 class Staged {
@@ -42,13 +23,13 @@ class Staged {
  private:
   struct Array {  // what lies on the host
     View *view, host;
-    int64_t head, row, col;  // sizes
+    Tail tail;
     bool result;
     char* at;  // on the card
     size_t bytes;
   };
 
-  void stage(View& view, int64_t head, int64_t row, int64_t col, bool result);
+  void stage(View& view, const Tail& tail, bool result);
   void check_there(const Axes& axes, const View& view, int where) const;
   void stage_lists();
   char* reserve(size_t bytes);

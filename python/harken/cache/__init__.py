@@ -10,8 +10,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from harken._load import core
-from harken.attention import attention
 from harken.cache.file import load_cache, save_cache
 from harken.cache.pages import Pages
 from harken.cache.storage import Storage, stored_as, whole_size
@@ -145,7 +143,7 @@ class KVCache:
             width = -(-self.capacity // size)
             count = batch * width if pages is None else whole_size("pages", pages)
             pool = Pages(batch, width, size, count)
-        self._storage = Storage(count, self.kv_heads, size, (self.head_dim, self.value_dim), self.kv_dtype, pool)
+        self._storage = self._stored(count, self.kv_heads, size, (self.head_dim, self.value_dim), self.kv_dtype, pool)
         self._lengths, self._starts = np.zeros(batch, np.int64), np.zeros(batch, np.int64)
         self._rows = np.arange(batch)
         self._twice = np.repeat(self._rows[:, None], 2, axis=1)  # a ring's table: its one page, and it again
@@ -262,9 +260,7 @@ class KVCache:
             table, origins = self._storage.pool.table, self._starts
         elif self._starts.any():
             table, origins = self._twice, self._starts % self.capacity
-        result: Array | tuple[Array, ...] = core.attend_stored(
-            attention, q, self._storage.k, self._storage.v, table, origins, self._lengths, options
-        )
+        result: Array | tuple[Array, ...] = self._storage.attend(q, table, origins, self._lengths, options)
         return result
 
     def keys(self, row: int | None = None) -> Array:
@@ -338,13 +334,16 @@ class KVCache:
         """The cache that `save` wrote. ValueError if the file holds none."""
         return load_cache(cls, Path(path))
 
+    def _stored(self, *given: Any) -> Storage:
+        return Storage(*given)
+
     def _held(self, name: str, row: int | None) -> Array:
         if row is None:
             length = int(self._lengths[0])
             if (self._lengths != length).any():
                 raise ValueError(f"rows hold {self._lengths.tolist()} keys: name one, these make no array")
             storage = self._storage
-            if storage.pool is None and not self._starts.any() and not storage.factors:
+            if storage.on_host and storage.pool is None and not self._starts.any() and not storage.factors:
                 return _read_only(storage.arrays[name][:, :, :length])
             return _read_only(np.stack([self._held(name, n) for n in range(self.batch)]))
         row = self._row(row)

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from harken._load import core
+from harken.attention import attention
 from harken.cache.pages import Pages
 from harken.quantize import quantize
 
@@ -22,6 +24,8 @@ class Storage:
 
     Without a pool a row's one place is its own number. int8 has factors, (place, head, key, 1).
     """
+
+    on_host = True
 
     def __init__(
         self, count: int, heads: int, size: int, channels: tuple[int, int], dtype: np.dtype[Any], pool: Pages | None
@@ -50,6 +54,12 @@ class Storage:
             return {"k": k, "v": v}
         (k, k_scale), (v, v_scale) = quantize(k), quantize(v)
         return {"k": k, "v": v, "k_scale": k_scale, "v_scale": v_scale}
+
+    def attend(
+        self, q: ArrayLike, table: Array | None, origins: Array | None, lengths: Array, options: dict[str, Any]
+    ) -> Any:
+        """Attention of q over the first keys of each row, as many as `lengths` says."""
+        return core.attend_stored(attention, q, self.k, self.v, table, origins, lengths, options)
 
     def copy_page(self, source: int, to: int) -> None:
         for array in self.arrays.values():

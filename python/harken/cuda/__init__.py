@@ -5,7 +5,9 @@ when something here is first asked for. `harken.attention(..., device="cuda")` c
 """
 
 from harken.cuda.arrays import Array, attention
+from harken.cuda.cache import KVCache
 from harken.cuda.cards import devices, is_available, kernels, why_not
+from harken.cuda.pinned import pinned_empty
 from harken.cuda.plan import Plan
 
-__all__ = ["Array", "Plan", "attention", "devices", "is_available", "kernels", "why_not"]
+__all__ = ["Array", "KVCache", "Plan", "attention", "devices", "is_available", "kernels", "pinned_empty", "why_not"]

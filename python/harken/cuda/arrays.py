@@ -11,6 +11,7 @@ import inspect
 import sys
 import weakref
 from ctypes import byref, c_int32, c_void_p
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def explain(values: tuple[Any, ...]) -> Any:
     given = _named(values)
     card = _card_of(given)
     given["device"] = f"cuda:{card}"
-    return explained_here(**_described(given, card, 0))
+    return explained_here(**described(given, card, 0))
 
 
 def attention(q: Any, k: Any, v: Any, *, stream: Any = None, **options: Any) -> Any:
@@ -150,14 +151,14 @@ def _card_of(given: dict[str, Any]) -> int:
     return card
 
 
-def _described(given: dict[str, Any], card: int, stream: int) -> dict[str, Any]:
+def described(given: dict[str, Any], card: int, stream: int) -> dict[str, Any]:
     """Arrays of the card as NumPy sees them: over the same addresses, or as copies where they are small."""
     described = {}
     for name, x in given.items():
         if card_of(x) is None:
             described[name] = x
             continue
-        array = _view(name, x, card, stream)
+        array = view(name, x, card, stream)
         if name in READ_THERE:
             wanted = READABLE.get(name, FLOATING)
             if array.dtype.name not in wanted:
@@ -168,7 +169,7 @@ def _described(given: dict[str, Any], card: int, stream: int) -> dict[str, Any]:
     return described
 
 
-def _view(name: str, x: Any, card: int, stream: int) -> Any:
+def view(name: str, x: Any, card: int, stream: int) -> Any:
     """A NumPy array over memory of the card, which keeps it alive. Work on `stream` finds it as it was left."""
     if getattr(x, "requires_grad", False):
         raise TypeError(f"{name} requires a gradient, which harken does not compute: give {name}.detach()")
@@ -210,7 +211,7 @@ def _copy(array: Any, card: int, stream: int) -> Any:
     return copy
 
 
-def _stream_of(stream: Any, like: Any, card: int) -> int:
+def stream_of(stream: Any, like: Any, card: int) -> int:
     """The address of a stream; 0 is the default one."""
     if isinstance(stream, int):
         return stream
@@ -229,28 +230,41 @@ def _stream_of(stream: Any, like: Any, card: int) -> int:
 
 def _attend(given: dict[str, Any], stream: Any) -> Any:
     card = _card_of(given)
-    address = _stream_of(stream, given["q"], card)
-    described = _described(given, card, address)
+    address = stream_of(stream, given["q"], card)
+    return run(given, described(given, card, address), card, address)
 
-    def make(shape: tuple[int, ...], dtype: np.dtype[Any], zero: bool) -> Any:
-        size = max(1, int(np.prod(shape)) * dtype.itemsize)
-        library, at = load(), c_void_p()
-        library.call("allocate", card, size, address, byref(at))
-        if zero:
-            library.call("clear", card, at, size, address)
-        where = {"shape": (size,), "typestr": "|u1", "data": (at.value, False), "version": 3}
-        owner = _Interface(where, None)
-        weakref.finalize(owner, library.status, "release", card, at, address)
-        return np.asarray(owner)[: int(np.prod(shape)) * dtype.itemsize].view(dtype).reshape(shape)
 
+def run(given: dict[str, Any], described: dict[str, Any], card: int, stream: int) -> Any:
+    """The call, and its results where q lies and of its kind."""
+    on_host = card_of(given["q"]) is None
     described["device"] = f"cuda:{card}"
     q, k, v = (described.pop(name) for name in "qkv")
-    results = core.attend_on_card(computed_here, q, k, v, make, address, described)
+    make = _make_here if on_host else partial(make_there, card, stream)
+    results = core.attend_on_card(computed_here, q, k, v, make, stream, described)
 
     def given_back(array: Any) -> Any:
-        return given["out"] if array is described["out"] else _give(given["q"], Array(array, card, address))
+        if array is described["out"]:
+            return given["out"]
+        return array if on_host else _give(given["q"], Array(array, card, stream))
 
     return tuple(map(given_back, results)) if isinstance(results, tuple) else given_back(results)
+
+
+def make_there(card: int, stream: int, shape: tuple[int, ...], dtype: np.dtype[Any], zero: bool) -> Any:
+    """A NumPy array over new memory of the card, which is given back in the order of the stream."""
+    count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    size, library, at = max(1, count), load(), c_void_p()
+    library.call("allocate", card, size, stream, byref(at))
+    if zero:
+        library.call("clear", card, at, size, stream)
+    where = {"shape": (size,), "typestr": "|u1", "data": (at.value, False), "version": 3}
+    owner = _Interface(where, None)
+    weakref.finalize(owner, library.status, "release", card, at, stream)
+    return np.asarray(owner)[:count].view(dtype).reshape(shape)
+
+
+def _make_here(shape: tuple[int, ...], dtype: np.dtype[Any], zero: bool) -> Any:
+    return (np.zeros if zero else np.empty)(shape, dtype)
 
 
 def _give(like: Any, array: Array) -> Any:

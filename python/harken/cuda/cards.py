@@ -126,7 +126,7 @@ def kernels() -> list[dict[str, Any]]:
 
 @cache
 def records() -> list[dict[str, str]]:
-    """What passed on a card: kernel, source, card, capability, date."""
+    """What passed on a card: kernel, source, card, capability, driver, date."""
     found: list[dict[str, str]] = json.loads(Path(__file__).with_name("checked.json").read_text("utf-8"))
     return found
 

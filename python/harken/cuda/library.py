@@ -8,7 +8,7 @@ from ctypes import POINTER, Structure, c_char, c_char_p, c_int, c_int32, c_int64
 from functools import cache
 from pathlib import Path
 
-INTERFACE = 1
+INTERFACE = 2
 OK, NO_CARD, NO_KERNEL, OUT_OF_MEMORY, FAILED, MISUSED = range(6)
 
 
@@ -61,8 +61,11 @@ FUNCTIONS = {
     "allocate": [c_int32, c_size_t, c_void_p, POINTER(c_void_p)],
     "release": [c_int32, c_void_p, c_void_p],
     "copy": [c_int32, c_void_p, c_void_p, c_size_t, c_void_p],
+    "copy_rows": [c_int32, c_void_p, c_int64, c_void_p, c_int64, c_size_t, c_size_t, c_void_p],
     "clear": [c_int32, c_void_p, c_size_t, c_void_p],
     "wait": [c_int32, c_void_p],
+    "pin": [c_int32, c_size_t, POINTER(c_void_p)],
+    "unpin": [c_int32, c_void_p],
     "where": [c_void_p, POINTER(c_int32)],
 }
 
