@@ -77,7 +77,7 @@ int harken_cuda_release(int32_t card, void* at, void* stream);
 int harken_cuda_copy(int32_t card, void* to, const void* from, size_t bytes, void* stream);  // in any direction
 int harken_cuda_copy_rows(int32_t card, void* to, int64_t to_step, const void* from, int64_t from_step, size_t bytes,
                           size_t rows, void* stream);  // `bytes` of each row, rows so many bytes apart
-int harken_cuda_clear(int32_t card, void* at, size_t bytes, void* stream);                   // to zeros
+int harken_cuda_clear(int32_t card, void* at, size_t bytes, void* stream);  // to zeros
 int harken_cuda_wait(int32_t card, void* stream);
 int harken_cuda_pin(int32_t card, size_t bytes, void** at);  // memory of the host that every card copies by itself
 int harken_cuda_unpin(int32_t card, void* at);
