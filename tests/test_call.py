@@ -28,7 +28,7 @@ import harken
 MODULES = [
     name
     for _, name, _ in pkgutil.walk_packages(harken.__path__, "harken.")
-    if not name.endswith(("__main__", "_harken_core"))
+    if not name.endswith(("__main__", "_harken_core", "libharken_cuda"))  # what is compiled, one for Python, one not
 ]
 PUBLIC = [getattr(harken, name) for name in harken.__all__]
 
