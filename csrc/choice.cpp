@@ -47,11 +47,11 @@ constexpr Crossing matrix_from[2][3][2] = {
 // Half of the strips of a short causal problem are a diagonal: 128 keys of 64 channels 0.93 x of brief, 192 1.08 x.
 constexpr int64_t causal_keys = 160;
 
-// Decoding bfloat16 by tiles costs up to four rows of a group the same, and eight little more, so that all of them wait
-// for the memory; vectors cost each row its own time, and less for one. In the L2 cache, one thread, 128 channels,
-// vectors over tiles: 1 row 0.53 x, 4 rows 0.93, 8 rows 1.28. How many heads share the keys may not decide (the bits of
-// a row), so the keys do: as many as are rarely in a cache.
-constexpr int64_t bf16_part_keys = 1024;
+// Decoding bfloat16 by tiles costs up to four rows of a group the same, and four more little; vectors cost each row its
+// own time. One thread, 128 channels, vectors over tiles with 4096 keys: 1 row 0.5, 4 rows 0.93, 8 rows 1.2, 16 rows
+// 1.33; with 65536 0.60, 0.78, 0.97, 1.2. How many heads share the keys may not decide (the bits of a row), so the
+// queries do: from three on, those of a few heads are many rows.
+constexpr int64_t bf16_part_queries = 3, bf16_part_keys = 1024;
 
 // Additive scores cost the same a lane in both forms, but for what they do besides: tiled over decode, with as many
 // lanes at work, 0.8 to 0.95 x. AVX-512, 128 channels, 8 queries 1.27, 12 1.02, 16 0.86, 20 1.18, 24 1.15, 32 0.81;
@@ -126,7 +126,7 @@ bool decoded_in_parts(const Problem& p) {
   if (p.k.type == Type::i8 && p.v.type == Type::i8)
     return p.D % 64 == 0 && p.Dv % 64 == 0 && p.D <= 1024;  // sums of digits stay below 2^24, which float holds
   return p.k.type == Type::bf16 && p.v.type == Type::bf16 && p.D % 32 == 0 && p.Dv % 32 == 0 && p.D <= 256 &&
-         p.Lk >= bf16_part_keys;
+         p.Lq >= bf16_part_queries && p.Lk >= bf16_part_keys;
 }
 
 int terms_of(const Problem& p) {

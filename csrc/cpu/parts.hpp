@@ -8,9 +8,6 @@
 // over a row of q, or the weights of a row for 64 keys. The four parts of four rows are the 16 rows of a tile. The sums
 // of digits are exact, so what is lost is 2^-30 of the largest number of a row, and the last few roundings; those of
 // terms are rounded as floats are. What comes out without being finite is computed again by vectors, chunk by chunk.
-//
-// A chunk of 64 keys with 128 channels costs four bfloat16 rows 0.9 thousand cycles, where vectors take 1.9, so that
-// eight rows, too, wait for the memory.
 #pragma once
 
 #include "planes.hpp"
