@@ -62,7 +62,7 @@ class Run:
 
     def __init__(self, options: argparse.Namespace, card: Card) -> None:
         self.options, self.begun = options, time.monotonic()
-        facts = card.library.kernels()
+        facts = card.interface.kernels()
         self.report: dict[str, Any] = {
             "card": card.facts.name.decode(),
             "capability": card.capability,

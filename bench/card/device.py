@@ -36,28 +36,28 @@ class Card:
     """Card 0, and the kernels of the library."""
 
     def __init__(self) -> None:
-        self.library = interface.load()
-        self.facts = self.library.card(0)
-        self.capability = self.library.capability(0)
-        self.kernels = [kernel.name.decode() for kernel in self.library.kernels()]
+        self.interface = interface.load()
+        self.facts = self.interface.card(0)
+        self.capability = self.interface.capability(0)
+        self.kernels = [kernel.name.decode() for kernel in self.interface.kernels()]
 
     def lacks(self, problem: Problem, kernel: str) -> str | None:
         """Why a kernel does not take a problem; None: it does."""
         plan = interface.PlanFacts()
-        status, words = self.library.status("plan", byref(self.call(problem, kernel)), plan)
+        status, words = self.interface.status("plan", byref(self.call(problem, kernel)), plan)
         if status not in (interface.OK, interface.NO_KERNEL):
             raise RuntimeError(words)
         return None if status == interface.OK else words
 
     def attend(self, problem: Problem, kernel: str, stream: int | None = None) -> None:
         """Queue the work, or wait for it where results lie on the host."""
-        self.library.call("attend", byref(self.call(problem, kernel, stream)))
+        self.interface.call("attend", byref(self.call(problem, kernel, stream)))
 
     def call(self, problem: Problem, kernel: str, stream: int | None = None) -> Any:
         return call(interface.Call, problem, self.kernels.index(kernel), 0, stream)
 
     def wait(self) -> None:
-        self.library.call("wait", 0, None)
+        self.interface.call("wait", 0, None)
 
 
 class Held:
@@ -71,8 +71,8 @@ class Held:
         if fill:
             self.bytes[FENCE : FENCE + self.packed.nbytes] = self.packed.reshape(-1).view(np.uint8)
         self.at = c_void_p()
-        card.library.call("allocate", 0, self.bytes.nbytes, None, byref(self.at))
-        card.library.call("copy", 0, self.at, self.bytes.ctypes.data, self.bytes.nbytes, None)
+        card.interface.call("allocate", 0, self.bytes.nbytes, None, byref(self.at))
+        card.interface.call("copy", 0, self.at, self.bytes.ctypes.data, self.bytes.nbytes, None)
         strides = np.empty(x.ndim, np.int64)
         strides[order] = self.packed.strides
         assert self.at.value
@@ -82,7 +82,7 @@ class Held:
     def read(self) -> Array:
         """What lies there now."""
         now = np.empty_like(self.bytes)
-        self.card.library.call("copy", 0, now.ctypes.data, self.at, now.nbytes, None)
+        self.card.interface.call("copy", 0, now.ctypes.data, self.at, now.nbytes, None)
         self.card.wait()
         if (now[:FENCE] != 0xFF).any() or (now[len(now) - FENCE :] != 0xFF).any():
             raise ValueError("written past an array")
@@ -90,4 +90,4 @@ class Held:
         return inner.transpose(np.argsort(self.order))
 
     def release(self) -> None:
-        self.card.library.call("release", 0, self.at, None)
+        self.card.interface.call("release", 0, self.at, None)

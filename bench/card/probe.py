@@ -84,7 +84,7 @@ def probe(card: Any) -> dict[str, Any]:
         "capability": card.capability,
         "processors": card.facts.processors,
         "memory": card.facts.memory,
-        "library": card.library.build,
+        "library": card.interface.build,
         "system": driver(),
     }
     torch = torch_with_card()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ Activation = str | Callable[[Array], Array]
 class Block(Layer):
     """A layer of an encoder or decoder: parts in a row, each added to its input, normalised before or after."""
 
+    d_model: int
     norm_first: bool
     linear1: Linear
     linear2: Linear
@@ -68,3 +70,22 @@ class Block(Layer):
                 raise ValueError(f"activation gives {a.dtype} {a.shape} for {h.dtype} {h.shape}: wanted the same")
             h = a
         return product(h, self.linear2.weight, self.linear2.bias)
+
+
+OneLayer = TypeVar("OneLayer", bound=Block)
+
+
+class Stack(Layer, Generic[OneLayer]):
+    """Copies of a layer in a row, and a normalisation behind the last: what encoders and decoders are alike."""
+
+    layers: list[OneLayer]
+
+    def __init__(self, layer: OneLayer, num_layers: int, norm: LayerNorm | None) -> None:
+        super().__init__(layer.dtype)
+        self.d_model = layer.d_model
+        self.layers = [copy.deepcopy(layer) for _ in range(num_layers)]
+        self.norm = norm
+
+    def inner(self) -> Iterator[tuple[str, Layer]]:
+        yield from ((f"layers.{n}", layer) for n, layer in enumerate(self.layers))
+        yield from super().inner()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,10 +11,10 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from harken.attention import Window
 from harken.cache import Layout
-from harken.layers.block import Activation, Block
+from harken.layers.block import Activation, Block, Stack
 from harken.layers.caches import DecoderCache, Unchanged, own
 from harken.layers.heads import MultiHeadAttention
-from harken.layers.layer import Layer, Rng
+from harken.layers.layer import Rng
 from harken.layers.look import Look, looking
 from harken.layers.norm import LayerNorm
 from harken.layers.rotary import Rope
@@ -152,7 +151,7 @@ class TransformerDecoderLayer(Block):
         return self._through(x, (self.norm1, attend), (self.norm2, recall), (self.norm3, self._feed))
 
 
-class TransformerDecoder(Layer):
+class TransformerDecoder(Stack[TransformerDecoderLayer]):
     """A stack of decoder layers that look into one memory, as `torch.nn.TransformerDecoder`.
 
     Parameters
@@ -183,14 +182,7 @@ class TransformerDecoder(Layer):
     """
 
     def __init__(self, decoder_layer: TransformerDecoderLayer, num_layers: int, norm: LayerNorm | None = None) -> None:
-        super().__init__(decoder_layer.dtype)
-        self.d_model = decoder_layer.d_model
-        self.layers = [copy.deepcopy(decoder_layer) for _ in range(num_layers)]
-        self.norm = norm
-
-    def inner(self) -> Iterator[tuple[str, Layer]]:
-        yield from ((f"layers.{n}", layer) for n, layer in enumerate(self.layers))
-        yield from super().inner()
+        super().__init__(decoder_layer, num_layers, norm)
 
     def cache(
         self,

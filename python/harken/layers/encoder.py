@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,10 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from harken.attention import Window
 from harken.cache import KVCache, Layout
-from harken.layers.block import Activation, Block
+from harken.layers.block import Activation, Block, Stack
 from harken.layers.caches import Unchanged, own
 from harken.layers.heads import MultiHeadAttention
-from harken.layers.layer import Layer, Rng
+from harken.layers.layer import Rng
 from harken.layers.look import Look, looking
 from harken.layers.norm import LayerNorm
 from harken.layers.rotary import Rope
@@ -123,7 +122,7 @@ class TransformerEncoderLayer(Block):
         return self._through(x, (self.norm1, attend), (self.norm2, self._feed))
 
 
-class TransformerEncoder(Layer):
+class TransformerEncoder(Stack[TransformerEncoderLayer]):
     """A stack of encoder layers, as `torch.nn.TransformerEncoder`; with causal=True also a decoder without a memory.
 
     Parameters
@@ -155,14 +154,7 @@ class TransformerEncoder(Layer):
     """
 
     def __init__(self, encoder_layer: TransformerEncoderLayer, num_layers: int, norm: LayerNorm | None = None) -> None:
-        super().__init__(encoder_layer.dtype)
-        self.d_model = encoder_layer.d_model
-        self.layers = [copy.deepcopy(encoder_layer) for _ in range(num_layers)]
-        self.norm = norm
-
-    def inner(self) -> Iterator[tuple[str, Layer]]:
-        yield from ((f"layers.{n}", layer) for n, layer in enumerate(self.layers))
-        yield from super().inner()
+        super().__init__(encoder_layer, num_layers, norm)
 
     def cache(self, batch: int, capacity: int, *, layout: Layout = "contiguous", **options: Any) -> list[KVCache]:
         """One for each layer, for calls with cache=; see `MultiHeadAttention.cache`."""

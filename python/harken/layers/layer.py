@@ -185,7 +185,7 @@ class Layer:
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """What the layer makes of its inputs."""
-        raise NotImplementedError(f"{type(self).__name__} says not what it computes")
+        raise TypeError(f"{type(self).__name__} says not what it computes: define its __call__")
 
     def __repr__(self) -> str:
         parts = [f"{name}{shape}" for name, shape in self._parameters.items()]
