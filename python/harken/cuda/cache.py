@@ -50,7 +50,7 @@ class KVCache(OnHost):
     --------
     >>> import numpy as np
     >>> import harken.cuda
-    >>> if harken.cuda.is_available():  # doctest: +SKIP
+    >>> if harken.cuda.is_available():
     ...     cache = harken.cuda.KVCache(1, 8, 4096, 128, dtype=np.float16)
     """
 
