@@ -41,7 +41,7 @@ def pinned_empty(shape: int | tuple[int, ...], dtype: DTypeLike = np.float32) ->
     --------
     >>> import numpy as np
     >>> import harken.cuda
-    >>> if harken.cuda.is_available():  # doctest: +SKIP
+    >>> if harken.cuda.is_available():
     ...     q = harken.cuda.pinned_empty((8, 1000, 64), np.float16)
     """
     if (why := why_not()) is not None:
