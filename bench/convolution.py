@@ -3,7 +3,7 @@
     python bench/convolution.py [--dtype float64] [--threads 1] [--backend avx2] [--seconds 20] [--only WORD] [--json F]
 
 harken takes (B, L, C); ONNX Runtime and PyTorch take (B, C, L), which they are given: nobody's time has a transposition
-in it. ONNX Runtime has its weights as constants of the model and its input bound beforehand; harken transposes the
+in it. ONNX Runtime has its weights as constants of the model and its input bound beforehand; harken lays out the
 weights in every call, because they are plain arrays that may have changed. Each is checked against float64 before it is
 timed; all take turns, and the time is the median. The peak is that of multiply-adds in registers alone.
 """

@@ -57,4 +57,40 @@ struct Convolution {
   }
 };
 
+// Some windows and some outputs of one group as the tiles of a matrix engine. The positions of x lie in a row, sequence
+// by sequence with the zeros between them, so that the window of any output is a stretch of that row, and the windows
+// of 16 outputs side by side are a tile for each tap: x is packed once, not once for each tap.
+//
+// Window n of all begins at position n * stride of the row; `apart` of them belong to a sequence, the first `out` of
+// which are outputs.
+struct Stretch {
+  Convolution convolution;
+  int64_t group, col0, cols, row0, rows;
+  char *x, *w;
+
+  static constexpr int64_t high = 128, wide = 32;             // a task's windows and outputs
+  static constexpr int64_t most_rows = 1024, most_taps = 16;  // windows that are packed at a time; taps of any
+  static constexpr int64_t most_weights = 1 << 21;
+  static constexpr int64_t piece = 64;  // positions that are packed as one task
+
+  int64_t inputs() const { return convolution.C / convolution.groups; }
+  int64_t steps() const { return (inputs() + 31) / 32; }
+  int64_t apart() const {  // the zeros before a sequence are those behind the one before it
+    const Convolution& p = convolution;
+    const int64_t meets = (p.out - 1) * p.stride + p.reach() + 1 - p.left, behind = meets > p.L ? meets - p.L : 0;
+    return (p.L + (p.left > behind ? p.left : behind) + p.stride - 1) / p.stride;
+  }
+  int64_t windows() const { return convolution.B * apart(); }
+  static int64_t tiles(int64_t cols) { return (cols + 31) / 32 * 2; }  // in pairs
+  int64_t w_tile_bytes() const { return steps() * convolution.K * 3 * 1024; }
+
+  // Positions that windows 0 .. count - 1 meet, in whole tiles. An odd number: no power of two from term to term.
+  int64_t positions(int64_t count) const {
+    return (((count + 31) / 32 * 32 - 1) * convolution.stride + convolution.reach() + 1) | 1;
+  }
+  int64_t x_bytes(int64_t count) const { return positions(count) * 64 * 3 * steps(); }
+  int64_t across() const { return (cols + wide - 1) / wide; }
+  int64_t tasks() const { return across() * ((rows + high - 1) / high); }
+};
+
 }  // namespace harken

@@ -15,8 +15,11 @@ namespace harken {
 struct Layers {
   void (*activate)(const Pointwise&, int64_t piece);
   void (*convolve)(const Convolution&, int64_t task, char* scratch);
+  void (*pack_positions)(const Stretch&, int64_t piece, char* scratch);  // these three on a matrix engine
+  void (*pack_taps)(const Stretch&, int64_t tile, char* scratch);
+  void (*convolve_stretch)(const Stretch&, int64_t task, char* scratch);
   void (*multiply)(const Linear&, int64_t task);
-  void (*pack_rows)(const Panels&, int64_t tile);  // these three on a matrix engine
+  void (*pack_rows)(const Panels&, int64_t tile);  // and these
   void (*pack_weight)(const Panels&, int64_t tile);
   void (*multiply_panels)(const Panels&, int64_t task);
   void (*normalize)(const Normalization&, int64_t piece);

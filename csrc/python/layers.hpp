@@ -12,6 +12,7 @@ void bind_recurrence(py::module_& module);
 void compute(void (*task)(const void*, int64_t, int), const void* context, int64_t count, int threads, double flops);
 
 void convolve(const py::object& x, const py::object& weight, const py::object& bias, const py::object& y,
-              const py::object& lengths, int64_t stride, int64_t dilation, int64_t left, int64_t right, int64_t groups);
+              const py::object& lengths, int64_t stride, int64_t dilation, int64_t left, int64_t right, int64_t groups,
+              bool stream);
 
 }  // namespace harken

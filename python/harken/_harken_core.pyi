@@ -50,6 +50,7 @@ def _convolve(
     arg7: int,
     arg8: int,
     arg9: int,
+    arg10: bool,
     /,
 ) -> None: ...
 def _recur(

@@ -9,6 +9,7 @@
 
 #include "../layers/convolution.hpp"
 #include "../layers/linear.hpp"
+#include "../layers/matrix_convolution.hpp"
 #include "../layers/matrix_linear.hpp"
 #include "../layers/normalization.hpp"
 #include "../layers/pointwise.hpp"
@@ -17,7 +18,7 @@
 namespace harken {
 
 extern const Layers HARKEN_ISA_LAYERS;
-const Layers HARKEN_ISA_LAYERS = {activate,    convolve,        multiply,  pack_rows,
-                                  pack_weight, multiply_panels, normalize, recurrent};
+const Layers HARKEN_ISA_LAYERS = {activate,  convolve,    pack_positions,  pack_taps, convolve_stretch, multiply,
+                                  pack_rows, pack_weight, multiply_panels, normalize, recurrent};
 
 }  // namespace harken

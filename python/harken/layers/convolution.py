@@ -30,7 +30,9 @@ class Conv1D(Layer):
 
     c goes over the input channels of the group that o belongs to. The sums are made in the order of the weights in
     memory, by chains of 64 products, so that the bits of an output depend on its window alone: not on the threads,
-    the batch, the length of x or, in a stream, on how it is cut into chunks.
+    the batch, the length of x or, in a stream, on how it is cut into chunks. A matrix engine (AMX), where there is one,
+    takes float32 sequences of 64 outputs or more, up to 16 taps, with 48 channels or more on either side, in an order of
+    its own, which depends neither on threads nor batch: there, the last bits differ from those of a stream.
 
     Parameters
     ----------
@@ -83,7 +85,7 @@ class Conv1D(Layer):
     >>> layer.output_lengths([100, 31]).tolist()
     [50, 16]
 
-    A stream, in chunks of any length, gives the bits of the whole:
+    A stream, in chunks of any length, gives the whole:
 
     >>> layer = Conv1D(4, 8, 5, padding="causal")
     >>> x = np.random.default_rng(0).standard_normal((20, 4), np.float32)
@@ -186,7 +188,7 @@ class Conv1D(Layer):
         batch = x.shape[:-2]
         if lengths is not None:
             lengths = self._lengths(lengths, batch, L)
-        return self._convolve(x, lengths, self.left, self.right)
+        return self._convolve(x, lengths, self.left, self.right, False)
 
     def _lengths(self, lengths: ArrayLike, batch: tuple[int, ...], L: int) -> Array:
         array = np.asarray(lengths)
@@ -200,7 +202,7 @@ class Conv1D(Layer):
             raise ValueError(f"lengths is {array.shape}: wanted {batch}, the batch axes of x") from None
         return np.ascontiguousarray(array).reshape(math.prod(batch))
 
-    def _convolve(self, x: Array, lengths: Array | None, left: int, right: int) -> Array:
+    def _convolve(self, x: Array, lengths: Array | None, left: int, right: int, stream: bool) -> Array:
         *batch, L, C = x.shape
         out = max((L + left + right - self.dilation * (self.kernel_size - 1) - 1) // self.stride + 1, 0)
         y = np.empty((math.prod(batch), out, self.out_channels), self.dtype)
@@ -208,7 +210,8 @@ class Conv1D(Layer):
         whole = all(step % x.itemsize == 0 for step in x.strides[:2]) and (C <= 1 or x.strides[2] == x.itemsize)
         if not (whole and x.flags.aligned):
             x = np.ascontiguousarray(x)
-        core._convolve(x, self.weight, self.bias, y, lengths, self.stride, self.dilation, left, right, self.groups)
+        numbers = self.stride, self.dilation, left, right, self.groups
+        core._convolve(x, self.weight, self.bias, y, lengths, *numbers, stream)
         return y.reshape(*batch, out, self.out_channels)
 
     def start(self, batch_shape: int | tuple[int, ...] = ()) -> Conv1DState:
@@ -231,7 +234,7 @@ class Conv1D(Layer):
         Returns
         -------
         y : (..., n', out_channels)
-            All of them in a row are the convolution of all x in a row, bit for bit.
+            All of them in a row are the convolution of all x in a row, bit for bit the same for all chunks.
         state : Conv1DState
         """
         if not isinstance(state, Conv1DState):
@@ -242,6 +245,6 @@ class Conv1D(Layer):
         skipped = min(state.skip, x.shape[-2])
         rows = np.concatenate([state.rows, x[..., skipped:, :]], -2)
         n = rows.shape[-2]
-        y = self._convolve(rows, None, 0, 0)
+        y = self._convolve(rows, None, 0, 0, True)
         used = y.shape[-2] * self.stride
         return y, Conv1DState(rows[..., used:, :].copy(), state.skip - skipped + max(used - n, 0))
