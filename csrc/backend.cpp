@@ -131,6 +131,7 @@ bool force(const char* name) {
 
 Outcome answer(const Backend& backend, const Problem& problem, Plan& plan) {
   if (plan.tasks == 0) return Outcome::done;
+  plan.threads = worth_waking(plan.threads, plan.microseconds);
   size_t scratch, partials, wanted;
   if (__builtin_mul_overflow(size_t(plan.threads), size_t(plan.scratch_bytes), &scratch) ||
       __builtin_mul_overflow(size_t(plan.wave) * size_t(plan.ranges), size_t(plan.partial_bytes), &partials) ||

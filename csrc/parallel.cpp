@@ -34,6 +34,14 @@ thread_local bool began = false;
 thread_local int64_t asked_at = 0;              // milliseconds; 0: not yet in this call
 thread_local unsigned long long looked_at = 0;  // at the clock, in cycles
 
+// Idle threads watch for work for some 0.1 ms (python/harken/_load.py), then sleep. To wake one takes 0.06 ms on a busy
+// machine, up to 0.7 where the processor sleeps, too; and the call waits for it, done or not, because a run of OpenMP
+// ends when all have come. So a short call that comes after a pause stays alone; the next one, if it comes at once,
+// wakes the others.
+constexpr unsigned long long watched = 400000;  // cycles
+constexpr double worth_a_wake = 200;            // microseconds
+thread_local unsigned long long busy_at = 0;    // when a call last asked for others, or they were done
+
 std::atomic<bool (*)()> interrupt{nullptr};
 thread_local bool has_team = false;  // each thread that calls has one of its own
 
@@ -138,6 +146,14 @@ bool interrupted() {
 
 void set_interrupt(bool (*asked)()) { interrupt = asked; }
 
+int worth_waking(int threads, double microseconds) {
+  if (threads <= 1) return threads;
+  const unsigned long long now = __builtin_ia32_rdtsc();
+  const bool asleep = now - busy_at > watched;
+  busy_at = now;
+  return asleep && microseconds < worth_a_wake ? 1 : threads;
+}
+
 bool run(const Job& job, int64_t count, int threads) {
   Run run{job, count, __builtin_ia32_stmxcsr()};
   // A signal handler that interrupted() lets in may call again on this thread, so what was there is put back.
@@ -172,6 +188,7 @@ bool run(const Job& job, int64_t count, int threads) {
         }
       }
     }
+    busy_at = __builtin_ia32_rdtsc();
   }
   current = outer;
   began = outer_began;

@@ -15,6 +15,10 @@ void set_threads(int count);    // 0: the default again
 const char* why_threads();      // where that number comes from
 int usable_threads(int asked);  // asked (0: the default), less what OpenMP's own limit allows
 
+// How many of these threads to use for so many microseconds of work, as one thread would take: 1 where they are few and
+// the others sleep.
+int worth_waking(int threads, double microseconds);
+
 // Runs task 0 .. count - 1, in any order, on at most `threads` threads, the caller among them. False: interrupted.
 bool run(const Job& job, int64_t count, int threads);
 

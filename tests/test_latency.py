@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,3 +63,34 @@ def burnt(repeats: int) -> float:
 def test_idle_threads_sleep() -> None:
     """Measured: 0.2 ms, and 7.5 ms with libgomp's own settings on a machine whose processors are all in use."""
     assert in_child(burnt, 20, env={"OPENBLAS_NUM_THREADS": "1"}) < 0.001
+
+
+def wakes() -> list[int]:
+    """How often other threads of the process went to sleep: after a short call that comes alone, and after fifty."""
+    q = np.ones((12, 1, 64), np.float32)
+    k = np.ones((12, 512, 64), np.float32)
+
+    def times_asleep() -> int:
+        total = 0
+        for task in Path("/proc/self/task").iterdir():
+            if int(task.name) != os.getpid():
+                line = next(line for line in (task / "status").open() if line.startswith("voluntary"))
+                total += int(line.split()[1])
+        return total
+
+    def calls(count: int) -> int:
+        time.sleep(PAUSE)
+        before = times_asleep()
+        for _ in range(count):
+            harken.attention(q, k, k, threads=2)
+        time.sleep(PAUSE)
+        return times_asleep() - before
+
+    calls(50)
+    return [calls(1), calls(50)]
+
+
+def test_a_short_call_after_a_pause_wakes_nobody() -> None:
+    alone, together = in_child(wakes, env={"OPENBLAS_NUM_THREADS": "1"})
+    assert alone == 0
+    assert together > 0

@@ -31,8 +31,8 @@ class Conv1D(Layer):
     c goes over the input channels of the group that o belongs to. The sums are made in the order of the weights in
     memory, by chains of 64 products, so that the bits of an output depend on its window alone: not on the threads,
     the batch, the length of x or, in a stream, on how it is cut into chunks. A matrix engine (AMX), where there is one,
-    takes float32 sequences of 64 outputs or more, up to 16 taps, with 48 channels or more on either side, in an order of
-    its own, which depends neither on threads nor batch: there, the last bits differ from those of a stream.
+    takes float32 sequences of 64 outputs or more, up to 16 taps, with 48 channels or more on either side, in its own
+    order, which depends neither on threads nor batch: there, the last bits differ from those of a stream.
 
     Parameters
     ----------
