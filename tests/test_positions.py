@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 from typing import Any
 
 import numpy as np
@@ -117,15 +116,13 @@ LAYOUTS: list[Any] = [
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize("piece", [1, 100, 2**20])
-def test_strides_and_pieces(monkeypatch: pytest.MonkeyPatch, piece: int, interleaved: bool) -> None:
-    """The bits depend neither on the layout of x, nor on that of out, nor on how the work is cut, nor on `out=x`."""
+def test_strides(interleaved: bool, backend: str) -> None:
+    """The bits depend neither on the layout of x, nor on that of out, nor on `out=x`."""
     cos, sin = rope_table(30, 10)
     positions = np.random.default_rng(0).integers(0, 30, (3, 11))
     for dtype, shape in itertools.product(DTYPES.values(), [(3, 2, 11, 12), (3, 13, 11, 12)]):
         x = tokens(*shape, dtype=dtype)
         plain = rope(x, cos, sin, positions, interleaved=interleaved)
-        monkeypatch.setattr(sys.modules["harken.positions.rope"], "PIECE", piece)
         for lay, lay_out in itertools.product(LAYOUTS, LAYOUTS):
             given, out = lay(x), lay_out(np.zeros_like(x))
             assert rope(given, cos, sin, positions, interleaved=interleaved, out=out) is out
@@ -137,9 +134,26 @@ def test_strides_and_pieces(monkeypatch: pytest.MonkeyPatch, piece: int, interle
             same_bits(given, plain)
 
 
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_threads_and_backends_give_the_same_bits(dtype: np.dtype[Any], interleaved: bool, backend: str) -> None:
+    """At every number of pairs, and of rows enough for many pieces."""
+    for pairs in (*range(1, 20), 31, 32, 33, 64):
+        L = 5 if pairs < 64 else 3000
+        x, (cos, sin) = tokens(2, L, 2 * pairs + 3, dtype=dtype), rope_table(L, 2 * pairs)
+        out = rope(x, cos, sin, interleaved=interleaved)
+        rows = [rope(x[:, l : l + 1], cos, sin, [l], interleaved=interleaved) for l in (0, 1, L - 1)]
+        same_bits(np.concatenate(rows, 1), out[:, [0, 1, -1]])
+        a = x[..., 0 : 2 * pairs : 2] if interleaved else x[..., :pairs]
+        b = x[..., 1 : 2 * pairs : 2] if interleaved else x[..., pairs : 2 * pairs]
+        compute = np.float64 if dtype == np.float64 else np.float32
+        a, b, c, s = (part.astype(compute) for part in (a, b, cos[:L], sin[:L]))
+        first, second = (a * c - b * s).astype(dtype), (a * s + b * c).astype(dtype)
+        same_bits(out[..., 0 : 2 * pairs : 2] if interleaved else out[..., :pairs], first)
+        same_bits(out[..., 1 : 2 * pairs : 2] if interleaved else out[..., pairs : 2 * pairs], second)
+
+
 @pytest.mark.parametrize("shift", [-13, -1, 1, 6, 12])
-def test_out_may_overlap(monkeypatch: pytest.MonkeyPatch, shift: int) -> None:
-    monkeypatch.setattr(sys.modules["harken.positions.rope"], "PIECE", 16)
+def test_out_may_overlap(shift: int) -> None:
     cos, sin = rope_table(9, 8)
     for interleaved, back in itertools.product((False, True), (1, -1)):
         buffer = tokens(9 * 12 + 40)

@@ -1,4 +1,4 @@
-// subnormals.hpp - a task takes subnormal numbers for zero, and leaves the caller's modes as they were.
+// subnormals.hpp - a task takes subnormal numbers for zero, or not, and leaves the caller's modes as they were.
 #pragma once
 
 namespace harken {
@@ -9,6 +9,13 @@ struct FlushedSubnormals {
   unsigned before = __builtin_ia32_stmxcsr();
   FlushedSubnormals() { __builtin_ia32_ldmxcsr(0x1f80 | 0x8040); }  // all exceptions masked, to nearest, FTZ and DAZ
   ~FlushedSubnormals() { __builtin_ia32_ldmxcsr(before); }
+};
+
+// The caller's modes and flags come back, and nothing traps; subnormal numbers are as they are.
+struct KeptModes {
+  unsigned before = __builtin_ia32_stmxcsr();
+  KeptModes() { __builtin_ia32_ldmxcsr(0x1f80); }
+  ~KeptModes() { __builtin_ia32_ldmxcsr(before); }
 };
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include "normalization.hpp"
 #include "pointwise.hpp"
 #include "recurrence.hpp"
+#include "rotation.hpp"
 
 namespace harken {
 
@@ -24,6 +25,7 @@ struct Layers {
   void (*multiply_panels)(const Panels&, int64_t task);
   void (*normalize)(const Normalization&, int64_t piece);
   Recurrent recurrent;
+  void (*rotate)(const Rotation&, int64_t piece);
 };
 
 }  // namespace harken

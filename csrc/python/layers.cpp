@@ -45,22 +45,6 @@ void* target(const py::object& array, const char* name, const PyArrayObject* lik
 
 bool in_double(const PyArrayObject* x) { return PyArray_TYPE(x) == NPY_DOUBLE; }
 
-// The tasks of a noun; few of them stay on this thread.
-template <class Noun>
-void compute_noun(void (*verb)(const Noun&, int64_t), const Noun& noun, int64_t count, bool few) {
-  struct Call {
-    void (*verb)(const Noun&, int64_t);
-    const Noun& noun;
-  };
-  const Call call = {verb, noun};
-  compute(
-      [](const void* context, int64_t task, int) {
-        const auto& c = *static_cast<const Call*>(context);
-        c.verb(c.noun, task);
-      },
-      &call, count, few ? 1 : usable_threads(0), few ? 0 : 1e9);  // which is worth the lock
-}
-
 }  // namespace
 
 void compute(void (*task)(const void*, int64_t, int), const void* context, int64_t count, int threads, double flops) {

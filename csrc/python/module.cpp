@@ -55,4 +55,5 @@ PYBIND11_MODULE(_harken_core, module) {
   module.def("_info", build_facts, "What was built, found and chosen.");
   bind_layers(module);
   bind_recurrence(module);
+  bind_rotation(module);
 }

@@ -53,6 +53,7 @@ def _convolve(
     arg10: bool,
     /,
 ) -> None: ...
+def _rotate(x: NDArray[Any], cos: NDArray[Any], sin: NDArray[Any], y: NDArray[Any], interleaved: bool) -> None: ...
 def _recur(
     cell: str,
     x: NDArray[Any],

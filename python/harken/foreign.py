@@ -26,9 +26,9 @@ class OnCard(RuntimeError):
 
 def is_foreign(x: object) -> bool:
     """Is it an array of another library?"""
-    return (hasattr(type(x), "__dlpack__") or hasattr(type(x), "__cuda_array_interface__")) and not isinstance(
-        x, np.ndarray
-    )
+    if isinstance(x, np.ndarray):
+        return False
+    return hasattr(type(x), "__dlpack__") or hasattr(type(x), "__cuda_array_interface__")
 
 
 def view(name: str, x: Any) -> Any:

@@ -14,11 +14,12 @@
 #include "../layers/normalization.hpp"
 #include "../layers/pointwise.hpp"
 #include "../layers/recurrence.hpp"
+#include "../layers/rotation.hpp"
 
 namespace harken {
 
 extern const Layers HARKEN_ISA_LAYERS;
 const Layers HARKEN_ISA_LAYERS = {activate,  convolve,    pack_positions,  pack_taps, convolve_stretch, multiply,
-                                  pack_rows, pack_weight, multiply_panels, normalize, recurrent};
+                                  pack_rows, pack_weight, multiply_panels, normalize, recurrent,        rotate};
 
 }  // namespace harken
