@@ -107,7 +107,8 @@ def rope(
     made = place = np.empty(x.shape, x.dtype) if out is None else _checked(out, x)
     if out is not None:
         read = (cos, sin) if _same(made, x) else (x, cos, sin)
-        if not out.dtype.isnative or not out.flags.aligned or any(np.may_share_memory(made, y, 1) for y in read):
+        shared = any(np.may_share_memory(made, y, 1) for y in read)  # type: ignore[arg-type]
+        if shared or not (out.dtype.isnative and out.flags.aligned):
             place = np.empty(x.shape, x.dtype)  # moved when nothing is read any more
     core._rotate(_readable(x), c, s, place, interleaved)
     if place is not made:
