@@ -198,7 +198,8 @@ class KVCache:
         k, v = self._given("k", k, self.head_dim), self._given("v", v, self.value_dim)
         if k.shape[2] != v.shape[2]:
             raise ValueError(f"v has {v.shape[2]} rows, k has {k.shape[2]}: keys and values come in pairs")
-        counts = self._per_row("lengths", k.shape[2] if lengths is None else lengths, k.shape[2], "rows of k")
+        L = k.shape[2]
+        counts = np.full(self.batch, L) if lengths is None else self._per_row("lengths", lengths, L, "rows of k")
         held = self._lengths + counts
         if self.layout != "ring" and held.max(initial=0) > self.capacity:
             row = int(held.argmax())
@@ -211,16 +212,17 @@ class KVCache:
         if storage.pool is not None:
             for shared, own in storage.pool.extend(self._lengths, held):
                 storage.copy_page(shared, own)
-        if k.shape[2] == 1 and counts.all():
+        if L == 1 and (lengths is None or counts.all()):
             storage.write_one(self._rows, at, {name: x[:, :, 0] for name, x in given.items()})
         else:
             for row, count in enumerate(counts.tolist()):
                 skipped = max(0, count - self.capacity)  # of a ring, what would be dropped at once
                 its = {name: x[row, :, skipped:count] for name, x in given.items()}
                 storage.write(row, int(at[row]) + skipped, its)
-        dropped = np.maximum(held - self.capacity, 0)
-        self._lengths = held - dropped
-        self._starts += dropped
+        self._lengths = held
+        if self.layout == "ring":
+            self._lengths = np.minimum(held, self.capacity)
+            self._starts += held - self._lengths
 
     def attend(
         self, q: ArrayLike, *, causal: bool = True, q_start: ArrayLike | None = None, **options: Any

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from harken.positions.rope import rope
+from harken._load import core
 from harken.positions.rope_table import rope_table
 
 Array = NDArray[Any]
@@ -50,12 +50,12 @@ class Rotary:
         """Turn (..., L, H, D) in place; row i stands at position first + i."""
         end = first + x.shape[-3]
         cos, sin = self.upto(end)
-        rope(x, cos[first:end], sin[first:end], interleaved=self.interleaved, head_axis=-2, out=x)
+        core._rotate(x, cos[first:end, None], sin[first:end, None], x, self.interleaved)  # rope checks for 10 us
 
     def turn_at(self, x: Array, positions: Array) -> None:
         """Turn (..., L, H, D) in place, each row by its position (..., L)."""
         cos, sin = self.upto(int(positions.max(initial=-1)) + 1)
-        rope(x, cos, sin, positions, interleaved=self.interleaved, head_axis=-2, out=x)
+        core._rotate(x, cos[positions][..., None, :], sin[positions][..., None, :], x, self.interleaved)
 
     def turn_on(self, x: Array, at: Array, lengths: Array | None) -> None:
         """Turn (B, L, H, D) in place; row i of sequence b stands at at[b] + i, and only lengths[b] of them count."""
