@@ -40,7 +40,8 @@ thread_local unsigned long long looked_at = 0;  // at the clock, in cycles
 // wakes the others.
 constexpr unsigned long long watched = 400000;  // cycles
 constexpr double worth_a_wake = 200;            // microseconds
-thread_local unsigned long long busy_at = 0;    // when a call last asked for others, or they were done
+thread_local unsigned long long busy_at = 0;    // when a call that has use for others last ended
+thread_local bool has_use = false;              // has this one?
 
 std::atomic<bool (*)()> interrupt{nullptr};
 thread_local bool has_team = false;  // each thread that calls has one of its own
@@ -148,10 +149,8 @@ void set_interrupt(bool (*asked)()) { interrupt = asked; }
 
 int worth_waking(int threads, double microseconds) {
   if (threads <= 1) return threads;
-  const unsigned long long now = __builtin_ia32_rdtsc();
-  const bool asleep = now - busy_at > watched;
-  busy_at = now;
-  return asleep && microseconds < worth_a_wake ? 1 : threads;
+  has_use = true;
+  return microseconds < worth_a_wake && __builtin_ia32_rdtsc() - busy_at > watched ? 1 : threads;
 }
 
 bool run(const Job& job, int64_t count, int threads) {
@@ -188,7 +187,11 @@ bool run(const Job& job, int64_t count, int threads) {
         }
       }
     }
+    has_use = true;
+  }
+  if (has_use) {
     busy_at = __builtin_ia32_rdtsc();
+    has_use = false;
   }
   current = outer;
   began = outer_began;
