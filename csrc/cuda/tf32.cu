@@ -104,7 +104,7 @@ HARKEN_WORD void bring(char* to, const Matrix& M, int64_t first, int64_t end, in
 // NaN and Inf among the values that this thread copied become 0: their terms are NaN, which would reach those who do
 // not see them. What would be rounded to Inf becomes the largest number that is not. True: there was NaN or Inf.
 template <class Form>
-HARKEN_WORD bool clear_special(char* V) {
+HARKEN_WORD bool clear_values(char* V) {
   bool any = false;
 #pragma unroll 1
   for (int n = thread(); n < Form::keys * Form::width / chunk_floats; n += threads) {
@@ -233,7 +233,7 @@ attend_tf32(HARKEN_CONSTANT Problem p) {
   begin(state);
   for (int stage = 0; visit.any; stage ^= 1) {
     wait<0>();
-    if (clear_special<Form>(values_of<Form>(stage))) common.special[stage] = visit.k0;
+    if (clear_values<Form>(values_of<Form>(stage))) common.special[stage] = visit.k0;
     if (thread() == 0) common.visits[stage ^ 1] = next_visit(head.sight, common.walk, keys);
     barrier();
     const bool has_special = common.special[stage] == visit.k0;
