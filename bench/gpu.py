@@ -181,15 +181,18 @@ def unproven(kernel: dict[str, Any], small: bool) -> str | None:
 
 
 def table(entry: dict[str, Any]) -> list[str]:
-    """Times of one problem: milliseconds, TFLOP/s, and the ratio to the best."""
+    """Times of one problem: milliseconds, TFLOP/s, the ratio to the best, and the relative error."""
     p = entry["problem"]
     head = (
-        f"    {p['type']} B={p['B']} H={p['Hq']}:{p['Hkv']} L={p['Lq']}:{p['Lk']} D={p['D']}" + " causal" * p["causal"]
+        f"    {p['type']} B={p['B']} H={p['Hq']}:{p['Hkv']} L={p['Lq']}:{p['Lk']} D={p['D']}"
+        + " causal" * p["causal"]
+        + f" {p['precision']}" * (p["precision"] != "highest")
     )
     timed = {name: row for name, row in entry["contenders"].items() if "ms" in row}
     best = min((row["ms"] for row in timed.values()), default=1.0)
     rows = [
         f"{name:>24} {row['ms']:9.3f} ms {row['TFLOP/s']:7.1f} TFLOP/s  {best / row['ms']:.3f}"
+        + f"  error {row['error']:.1e}"
         for name, row in sorted(timed.items(), key=lambda item: item[1]["ms"])
     ]
     rest = [f"{name:>24} {row['status']}" for name, row in entry["contenders"].items() if "ms" not in row]

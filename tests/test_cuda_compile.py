@@ -23,8 +23,16 @@ EXPECTED = {
         for of in ("3f16", "4bf16")
         for width, registers in ((64, 255), (128, 255), (256, 250))
     },
+    "tf32": {
+        f"ILi{width}ELi{keys}ELi1ELi{terms}E": (registers, 0, 0)
+        for width, keys, of in ((64, 64, (168, 198)), (128, 32, (242, 255)), (256, 16, (220, 250)))
+        for terms, registers in zip((1, 2), of, strict=True)
+    },
     "simple": {"attend_simpleIf": (168, 1024, 0), "attend_simpleId": (168, 1024, 256)},
 }
+
+# The products of kernels on a matrix engine.
+PRODUCT = {"portable": r"HMMA\.16816\.F32(\.BF16)?", "tf32": r"HMMA\.1688\.F32\.TF32"}
 
 # Where to find the disassembler: on the path, or in the package nvidia-cuda-nvdisasm.
 PACKAGED = [found for folder in sys.path for found in Path(folder).glob("nvidia/*/bin/nvdisasm")]
@@ -56,17 +64,18 @@ def test_no_warning_and_no_surprise(kernel: str, architecture: str, tmp_path: Pa
         assert int(used[1]) <= registers, report
         assert numbers[0] <= stack, report
         assert numbers[1] <= spilled, report
-    if kernel == "portable" and NVDISASM is not None:
-        check_instructions(tmp_path / "cubin", len(functions))
+    if kernel in PRODUCT and NVDISASM is not None:
+        check_instructions(tmp_path / "cubin", len(functions), PRODUCT[kernel])
 
 
-def check_instructions(cubin: Path, functions: int) -> None:
+def check_instructions(cubin: Path, functions: int, product: str) -> None:
     """Products by the matrix engine, fragments by one instruction, copies past the registers, no memory of a thread."""
     assert NVDISASM is not None
     text = subprocess.run([NVDISASM, "-c", cubin], capture_output=True, text=True, check=True).stdout
     parts = re.split(r"^\.text\.", text, flags=re.M)[1:]
     assert len(parts) == functions
     for part in parts:
+        assert len(re.findall(r"\bHMMA\.", part)) == len(re.findall(rf"\b{product}\b", part))
         count = {name: len(re.findall(rf"\b{name}\b", part)) for name in ("HMMA", "LDSM", "LDGSTS", "LDL", "STL")}
         assert count["HMMA"] >= 64, count
         assert 0 < count["LDSM"] <= count["HMMA"], count

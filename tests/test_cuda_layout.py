@@ -28,6 +28,8 @@ void copy(int width, int n, int* to) { auto at = copied(width, n); to[0] = at.ro
 int offset(int width, int row, int chunk) { return offset_of(width, row, chunk); }
 int moved(int offset, int chunks) { return along(offset, chunks); }
 int holder(int lane, int col) { return holder_of(lane, col); }
+int pair_offset(int halves, int lane, int parity, int n) { return along(offset_of_pair(halves, lane, parity), 4 * n); }
+int pair_channel(int lane, int n, int col) { return channel_of_pair(lane, n, col); }
 
 static Sight sight_of(const int64_t* s, const int64_t* number, const int64_t* begin, const Interval* intervals) {
   return {s[0], s[1], s[2], s[3], {(const char*)number, 8, begin, intervals}};
@@ -47,7 +49,7 @@ uint64_t bits(const int64_t* s, const int64_t* number, const int64_t* begin, con
 }
 """
 
-WIDTHS = 64, 128, 256
+WIDTHS = 64, 128, 256, 512
 LANES = range(32)
 
 
@@ -135,6 +137,47 @@ def test_fragments_are_those_of_the_product(host: Any) -> None:
     for lane, col in product(LANES, range(64)):
         holder = host.holder(lane, col)
         assert (holder // 4, col % 8) in [(lane // 4, pair(host.cell, holder, i)[1]) for i in (0, 1)]
+
+
+# --- numbers of 4 bytes ---
+
+
+def test_fragments_of_float(host: Any) -> None:
+    """PTX, matrix fragments of mma.m16n8k8 of tf32: a word is a number, the lane says which of the 4 of a chunk."""
+    for lane in LANES:
+        group, member = lane // 4, lane % 4
+        for n in range(4):
+            row, chunk = pair(host.rows, 8 * n + group)  # lanes 8n .. 8n + 7 name the rows of matrix n
+            assert (row, 4 * chunk + member) == (group + n % 2 * 8, member + n // 2 * 4)  # number n of A
+            row, chunk = pair(host.columns, 8 * n + group)
+            assert (row, 4 * chunk + member) == (group + n // 2 * 8, member + n % 2 * 4)  # number n % 2 of B
+
+
+@pytest.mark.parametrize("width", [64, 128, 256])
+def test_values_lie_where_their_keys_are(host: Any, width: int) -> None:
+    """What a lane reads of V belongs to the keys that it holds in P, and C's columns are channels, each once."""
+    at = {
+        (row, channel): host.offset(2 * width, row, channel // 4) + channel % 4 * 4
+        for row, channel in product(range(8), range(width))
+    }
+    for lane, parity, n in product(LANES, (0, 1), range(width // 16)):
+        key = pair(host.cell, lane, parity)[1]  # which P has in word `parity` of C, and A in its column t + 4 parity
+        for second in (0, 1):  # word of the 8 bytes: product 2n + second, column lane / 4 of B
+            column = lane // 4
+            channel = host.pair_channel(column // 2, 2 * n + second, column % 2)
+            assert host.pair_offset(2 * width, lane, parity, n) + 4 * second == at[key, channel]
+    channels = sorted(host.pair_channel(lane, n, col) for lane, n, col in product(range(4), range(width // 8), (0, 1)))
+    assert channels == list(range(width))
+    for lane, n in product(LANES, range(width // 16)):  # as they leave, 16 bytes a lane
+        four = [host.pair_channel(lane, 2 * n + second, col) for col, second in product((0, 1), (0, 1))]
+        assert four == list(range(16 * n + 4 * (lane % 4), 16 * n + 4 * (lane % 4) + 4))
+
+
+@pytest.mark.parametrize("width", [64, 128, 256])
+def test_every_phase_of_floats_meets_every_bank_once(host: Any, width: int) -> None:
+    for half, parity, n in product((0, 16), (0, 1), range(width // 16)):
+        offsets = [host.pair_offset(2 * width, lane, parity, n) for lane in range(half, half + 16)]
+        assert banks(offsets, 8) == list(range(32))
 
 
 def drawn(rng: np.random.Generator, listed: bool) -> tuple[list[Any], Any]:

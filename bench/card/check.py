@@ -43,13 +43,16 @@ class Case:
     weights: bool = False
     layout: str = "heads first"
     hidden: bool = False  # what nobody sees is NaN
+    special: bool = False  # some of what is seen is NaN or Inf
+    precision: str = "highest"
     host: bool = False  # arrays of the host
 
     def __str__(self) -> str:
         types = self.types[0] if len(set(self.types)) == 1 else "/".join(self.types)
         words = [types, "x".join(map(str, (*self.batch, f"{self.Hq}:{self.Hkv}", self.Lq, self.Lk, self.D, self.Dv)))]
         words += [word for word in (self.options, self.layout if self.layout != "heads first" else "") if word]
-        words += [name for name in ("causal", "weights", "hidden", "host") if getattr(self, name)]
+        words += [name for name in ("causal", "weights", "hidden", "special", "host") if getattr(self, name)]
+        words += [self.precision] * (self.precision != "highest")
         return " ".join(words)
 
 
@@ -71,6 +74,9 @@ def grid(small: bool) -> Iterator[Case]:
                 continue
             yield replace(case, options="lengths", causal=True, hidden=True)
             yield replace(case, options="mask", hidden=True)
+            yield replace(case, causal=True, special=True)
+            for precision in ("high", "medium") if type == "float32" else ():
+                yield replace(case, causal=True, precision=precision)
             for layout in ("heads last", "gaps", "one for all"):
                 yield replace(case, layout=layout, causal=True)
             yield replace(case, host=True, causal=True)
@@ -88,7 +94,7 @@ def options_of(case: Case, rng: Any) -> tuple[dict[str, Any], dict[str, Any], di
     H, Lq, Lk = case.Hq, case.Lq, case.Lk
     lead, name, whole = case.batch, case.options, {"all"}
     options: dict[str, Any] = {}
-    plain: dict[str, Any] = {"causal": case.causal}
+    plain: dict[str, Any] = {"causal": case.causal, "precision": case.precision}
     arrays: dict[str, Any] = {}
 
     def integers(values: Any) -> Array:
@@ -154,6 +160,15 @@ def inputs(case: Case, rng: Any) -> dict[str, tuple[Array, str]]:
         x = stored(rng.standard_normal((*lead, *shape)), type)
         made[name] = (x.swapaxes(-2, -3).copy().swapaxes(-2, -3) if case.layout == "heads last" else x), type
     return made
+
+
+def strew(case: Case, made: dict[str, tuple[Array, str]]) -> None:
+    """NaN and Inf where some look: an infinite key weighs nothing or everything, by the sign of the query's channel."""
+    (k, k_type), (v, v_type) = made["k"], made["v"]
+    nan, inf = (stored(np.full(1, x), k_type)[0] for x in (np.nan, np.inf))
+    assert k_type == v_type
+    k[..., case.Lk - 2, 0] = -inf if k_type != "bfloat16" else inf | 0x8000
+    v[..., case.Lk // 2, 0], v[..., case.Lk - 1, case.Dv - 1] = nan, inf
 
 
 def hide(case: Case, made: dict[str, tuple[Array, str]], options: dict[str, Any]) -> None:
@@ -226,6 +241,8 @@ def check(card: Card, kernel: str, case: Case, seed: int) -> tuple[bool, str | N
     """Does the kernel take the case, and what is wrong?"""
     rng = np.random.default_rng(seed)
     made = inputs(case, rng)
+    if case.special:
+        strew(case, made)
     options, plain, arrays = options_of(case, rng)
     seen = {name: numbers(x, type) for name, (x, type) in made.items()}
     if case.hidden:  # the definition does not read it, either
@@ -242,6 +259,8 @@ def check(card: Card, kernel: str, case: Case, seed: int) -> tuple[bool, str | N
     exact = np.longdouble if case.types[0] == "float64" else np.float64
     with np.errstate(all="ignore"):
         truth = reference(**seen, **options, **asked, dtype=exact)
+        if case.precision == "medium":  # may err as if its products were of bfloat16
+            seen |= {name: numbers(stored(seen[name], "bfloat16"), "bfloat16") for name in "qkv"}
         naive = reference(**seen, **options, **asked)
     q_type, lse_type = case.types[0], "float64" if case.types[0] == "float64" else "float32"
     v = seen["v"] * seen.get("v_scale", np.float32(1))

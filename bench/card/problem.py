@@ -12,6 +12,7 @@ from card.numbers import TYPES
 
 MOST_AXES, UNBOUNDED = 62, 1 << 48
 SCORES = ("dot", "cosine", "additive")
+PRECISIONS = ("highest", "high", "medium")
 
 
 class View(Structure):
@@ -100,6 +101,7 @@ def make(
     score: str = "dot",
     scale: float | None = None,
     softcap: float = 0.0,
+    precision: str = "highest",
     lists: tuple[Any, Any, Any] | None = None,
 ) -> Problem:
     """The Problem over arrays (*batch, H, L, D): q, k, v, out and any others. `lists`: number, begin, intervals."""
@@ -112,7 +114,7 @@ def make(
         p.type = TYPES.index("float32")
     p.Hq, p.Lq, p.D = q.shape[-3:]
     p.Hkv, p.Lk, p.Dv = k.shape[-3], k.shape[-2], v.shape[-1]
-    p.score, p.softcap = SCORES.index(score), softcap
+    p.score, p.softcap, p.precision = SCORES.index(score), softcap, PRECISIONS.index(precision)
     p.scale = scale if scale is not None else p.D**-0.5 if score == "dot" and p.D else 1.0
     p.left, p.right = (UNBOUNDED if side is None else side for side in window)
     p.right = 0 if causal else p.right

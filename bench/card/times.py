@@ -34,6 +34,7 @@ class Problem:
     Lk: int
     D: int
     causal: bool = False
+    precision: str = "highest"
 
     @property
     def flops(self) -> float:
@@ -44,12 +45,14 @@ class Problem:
         return 2 * self.B * self.Hkv * self.Lk * self.D * {"float32": 4}.get(self.type, 2)
 
 
-def prefill(type: str, D: int, lengths: tuple[int, ...], tokens: int = 16384) -> Iterator[Problem]:
+def prefill(
+    type: str, D: int, lengths: tuple[int, ...], tokens: int = 16384, precision: str = "highest"
+) -> Iterator[Problem]:
     """As the papers measure it: B L and H D stay the same."""
     H = 2048 // D
     for L in lengths:
         for causal in (False, True):
-            yield Problem(f"{type} D={D}", type, tokens // L, H, H, L, L, D, causal)
+            yield Problem(f"{type} D={D}", type, tokens // L, H, H, L, L, D, causal, precision)
 
 
 GROUPS: dict[str, list[Problem]] = {
@@ -58,6 +61,8 @@ GROUPS: dict[str, list[Problem]] = {
     "bfloat16 D=256": list(prefill("bfloat16", 256, (2048, 8192, 16384))),
     "float16 D=128": list(prefill("float16", 128, (4096,))),
     "float32 D=128": list(prefill("float32", 128, (2048, 4096), 8192)),
+    "float32 D=64": list(prefill("float32", 64, (1024, 4096), 8192)),
+    "float32 D=128, medium": list(prefill("float32", 128, (4096,), 8192, "medium")),
     "decode": [
         Problem("decode", "bfloat16", 16, 64, 8, 1, 8192, 128),
         Problem("decode", "bfloat16", 8, 32, 32, 1, 4096, 128),
@@ -122,7 +127,11 @@ def harkens(torch: Any, card: Card, kernels: list[str], problem: Problem, sets: 
     """Its kernels, each by itself."""
     outs = [torch.empty_like(three[0]) for three in sets]
     made = [
-        make(dict(zip(("q", "k", "v", "out"), map(of_tensor, (*three, out)), strict=True)), causal=problem.causal)
+        make(
+            dict(zip(("q", "k", "v", "out"), map(of_tensor, (*three, out)), strict=True)),
+            causal=problem.causal,
+            precision=problem.precision,
+        )
         for three, out in zip(sets, outs, strict=True)
     ]
     stream = torch.cuda.current_stream().cuda_stream

@@ -67,6 +67,14 @@ HARKEN_WORD void mma(f16, float (&C)[4], const uint32_t (&A)[4], uint32_t b0, ui
       : "r"(A[0]), "r"(A[1]), "r"(A[2]), "r"(A[3]), "r"(b0), "r"(b1));
 }
 
+HARKEN_WORD void mma(tf32, float (&C)[4], const uint32_t (&A)[4], uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(C[0]), "+f"(C[1]), "+f"(C[2]), "+f"(C[3])
+      : "r"(A[0]), "r"(A[1]), "r"(A[2]), "r"(A[3]), "r"(b0), "r"(b1));
+}
+
 HARKEN_WORD uint32_t packed(bf16, float a, float b) {  // PTX names the upper half first
   uint32_t both;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(b), "f"(a));
@@ -76,6 +84,11 @@ HARKEN_WORD uint32_t packed(f16, float a, float b) {
   uint32_t both;
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(b), "f"(a));
   return both;
+}
+
+HARKEN_WORD uint32_t fresh(uint32_t x) {
+  asm volatile("" : "+r"(x));
+  return x;
 }
 
 HARKEN_WORD float quick_exp2(float x) {

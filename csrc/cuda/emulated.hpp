@@ -33,7 +33,9 @@ extern Place here;  // of the thread that runs
 void meet_block();
 const char* exchange(const void* mine, int bytes);  // [32][slot_bytes]: what the lanes of this warp left
 
-void check_aligned(const char* at);  // to 16 bytes
+float read_tf32(const char* at);                       // what a matrix engine reads of a float
+float added(float c, const float* a, const float* b);  // c + four products, as it adds them
+void check_aligned(const char* at);                    // to 16 bytes
 void copy_async(char* to, const char* from, int bytes);
 void commit();
 void wait(int groups);  // until no more than so many of this thread's groups are under way
@@ -117,11 +119,37 @@ HARKEN_WORD void mma(S, float (&C)[4], const uint32_t (&A)[4], uint32_t b0, uint
     for (int k = 0; k < 16; ++k) C[n] += rows[n / 2][k] * columns[n % 2][k];
 }
 
+// PTX, mma.m16n8k8 of tf32, g and t as above:
+//   A  number n is row g, and 8 more if n is odd, column t, and 4 more from n = 2 on
+//   B  number n is row t + 4n, column g
+//   C  as above
+HARKEN_WORD void mma(tf32, float (&C)[4], const uint32_t (&A)[4], uint32_t b0, uint32_t b1) {
+  const uint32_t mine[6] = {A[0], A[1], A[2], A[3], b0, b1};
+  const char* all = emulator::exchange(mine, sizeof mine);
+  float rows[2][8], columns[2][8];
+  for (int r = 0; r < 2; ++r) {
+    for (int k = 0; k < 8; ++k) {
+      const int of_a = lane() / 4 * 4 + k % 4, of_b = (2 * (lane() % 4) + r) * 4 + k % 4;
+      rows[r][k] = emulator::read_tf32(all + of_a * emulator::slot_bytes + 4 * (r + k / 4 * 2));
+      columns[r][k] = emulator::read_tf32(all + of_b * emulator::slot_bytes + 4 * (4 + k / 4));
+    }
+  }
+  for (int n = 0; n < 4; ++n)
+    for (int k = 0; k < 8; k += 4) C[n] = emulator::added(C[n], rows[n / 2] + k, columns[n % 2] + k);
+}
+
 template <class S>
 HARKEN_WORD uint32_t packed(S, float a, float b) {
   return narrow<float, uint32_t>(S{}, a) | narrow<float, uint32_t>(S{}, b) << 16;
 }
-HARKEN_WORD float quick_exp2(float x) { return exp2(x); }
+HARKEN_WORD uint32_t fresh(uint32_t x) { return x; }
+
+// Off by what PTX allows ex2.approx.ftz, 2^-22 of 2^x, one way or the other by the bits of x.
+HARKEN_WORD float quick_exp2(float x) {
+  const uint32_t bits = __builtin_bit_cast(uint32_t, x);
+  const float power = exp2(x) * (1 + (bits * 2654435761u >> 31 ? 0x1p-22f : -0x1p-22f));
+  return power < 0x1p-126f ? 0.0f : power;
+}
 
 HARKEN_WORD void copy_async(char* to, const char* from, int bytes) { emulator::copy_async(to, from, bytes); }
 HARKEN_WORD void commit() { emulator::commit(); }

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <memory>
 #include <mutex>
 #include <numeric>
@@ -160,6 +161,36 @@ const char* exchange(const void* mine, int bytes) {
   memcpy(slots[state.running % lanes_of_warp], mine, bytes);
   meet(warp.meeting, lanes_of_warp);
   return slots[0];
+}
+
+float read_tf32(const char* at) {
+  uint32_t bits;
+  memcpy(&bits, at, sizeof bits);
+  bits &= 0xffffe000u;  // the 13 low bits are not wired
+  return __builtin_bit_cast(float, bits);
+}
+
+// As an sm_80 was found to add products of tf32 (MMA-Sim, arXiv 2511.10909): four exact products and c are cut towards
+// zero at 2^-24 of the largest power of two among them, which for a product is that of its factors, then added exactly,
+// and the sum is cut to a float. An sm_90 keeps one bit more and adds eight at once: it errs less. Not modelled: sums
+// that are subnormal, and which NaN it is.
+float added(float c, const float* a, const float* b) {
+  const auto power = [](float x) { return int(__builtin_bit_cast(uint32_t, x) >> 23 & 255) - 127; };
+  const auto two_to = [](int n) { return __builtin_bit_cast(double, int64_t(1023 + n) << 52); };
+  constexpr int none = -1000, special = 128, kept = 24;
+  int top = c == 0 ? none : power(c), largest = power(c);
+  for (int k = 0; k < 4; ++k) {
+    largest = std::max({largest, power(a[k]), power(b[k])});
+    if (a[k] != 0 && b[k] != 0) top = std::max(top, power(a[k]) + power(b[k]));
+  }
+  if (largest == special) return c + a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3];
+  if (top == none) return c;
+  const double unit = two_to(kept - top);
+  int64_t sum = int64_t(c * unit);
+  for (int k = 0; k < 4; ++k) sum += int64_t(double(a[k]) * b[k] * unit);
+  constexpr uint64_t of_float = ~uint64_t(0) << 29;
+  const double cut = __builtin_bit_cast(double, __builtin_bit_cast(uint64_t, double(sum)) & of_float);
+  return float(cut / unit);
 }
 
 void check_aligned(const char* at) {

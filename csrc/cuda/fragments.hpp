@@ -17,13 +17,15 @@ namespace {
 
 constexpr int strip_rows = 16, rows_of_lane = 2;
 
-// What a kernel is made for: S, f16 or bf16; width, of a row in shared memory; keys, of a tile; strips, of a warp.
+// What a kernel is made for: S, f16, bf16 or float; width, of a row in shared memory; keys, of a tile; strips, of a
+// warp.
 template <class S_, int width_, int keys_, int strips_>
 struct Form {
   using S = S_;
   static constexpr int width = width_, keys = keys_, strips = strips_;
-  static constexpr int row_bytes = width * 2, tile_bytes = keys * row_bytes;
-  static constexpr int steps = width / 16;  // of channels, in a product
+  static constexpr int row_bytes = width * int(sizeof(S)), tile_bytes = keys * row_bytes;
+  static constexpr int halves = row_bytes / 2;  // what the layout counts a row in
+  static constexpr int steps = row_bytes / 32;  // of channels, in a product
   static_assert(keys <= 64, "what a row sees of a tile is a word");
 };
 
@@ -74,7 +76,7 @@ template <class Form>
 HARKEN_WORD void load_queries(uint32_t (&A)[4], const char* Q, int strip, int step) {
   const Spot spot = of_rows(lane());
   const int row = (warp() * Form::strips + strip) * strip_rows + spot.row;
-  load_matrix(A, Q + along(offset_of(Form::width, row, spot.chunk), 2 * step));
+  load_matrix(A, Q + along(offset_of(Form::halves, row, spot.chunk), 2 * step));
 }
 
 // S = Q K^T. query(A, strip, step) gives a fragment of Q.
@@ -225,11 +227,23 @@ HARKEN_WORD void exponentiate(Softmax<Form>& state, Scores<Form>& scores, float 
   }
 }
 
-// NaN or Inf, in a number of 2 bytes.
+// NaN or Inf, by the bits of a number.
 template <class S>
 HARKEN_WORD bool special(uint32_t bits) {
-  constexpr uint32_t exponent = __is_same(S, f16) ? 0x7c00 : 0x7f80;
+  constexpr uint32_t exponent = __is_same(S, float) ? 0x7f800000 : __is_same(S, f16) ? 0x7c00 : 0x7f80;
   return (bits & exponent) == exponent;
+}
+template <class S>
+HARKEN_WORD uint32_t bits_at(const char* at) {
+  if constexpr (sizeof(S) == 4) return *(const uint32_t*)at;
+  return *(const uint16_t*)at;
+}
+
+// The channel of O[..][n / 2][n % 2 + 2 r] of this lane.
+template <class Form>
+HARKEN_WORD int channel_of(int n) {
+  if constexpr (sizeof(typename Form::S) == 4) return channel_of_pair(lane(), n / 2, n % 2);
+  return n / 2 * 8 + cell_of(lane(), n % 2).col;
 }
 
 // NaN and Inf among V reach the rows that see them, whose weights for them are taken as 1; in shared memory they are 0.
@@ -248,10 +262,10 @@ HARKEN_WORD void add_special(Softmax<Form>& state, const Scores<Form>& scores, c
         sees[strip][r] = (from_lane(scores.sees[strip][r], holder) >> (key / 8 * 8 + key % 2) & 1) != 0;
 #pragma unroll
     for (int n = 0; n < Form::width / 4; ++n) {
-      const int channel = n / 2 * 8 + cell_of(lane(), n % 2).col;
+      const int channel = channel_of<Form>(n);
       if (channel >= channels) continue;
       const char* at = head.V.data + (k0 + key) * head.V.row + channel * head.V.col;
-      if (!special<S>(*(const uint16_t*)at)) continue;
+      if (!special<S>(bits_at<S>(at))) continue;
       const float x = widened<float, S>(at);
 #pragma unroll
       for (int strip = 0; strip < Form::strips; ++strip)

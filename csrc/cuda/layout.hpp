@@ -3,7 +3,8 @@
 // A row of 64, 128 or 256 numbers of 2 bytes is 8, 16 or 32 chunks of 16 bytes. Chunk c of row r lies at place
 // c ^ (r mod 8) of its row. Shared memory answers in phases of 8 lanes x 16 bytes, and 8 places side by side are all of
 // its 32 banks. ldmatrix reads chunk c of 8 rows in a phase: places c ^ 0 .. c ^ 7, each bank once, where unswizzled
-// rows of 128 bytes would meet in 4 banks. Copies write 8 chunks side by side of one row: each bank once, too.
+// rows of 128 bytes would meet in 4 banks. Copies write 8 chunks side by side of one row: each bank once, too. A number
+// of 4 bytes counts as two here.
 #pragma once
 
 #include <stdint.h>
@@ -48,6 +49,23 @@ HARKEN_ANYWHERE constexpr Cell cell_of(int lane, int n) { return {lane / 4 + n /
 
 // The lane of the same rows of C that holds a column, of as many C side by side as there are.
 HARKEN_ANYWHERE constexpr int holder_of(int lane, int col) { return lane / 4 * 4 + col % 8 / 2; }
+
+// Of numbers of 4 bytes a chunk is half of what a product takes, and word l % 4 of a row of a matrix is one number:
+// of_rows are A of mma, of_columns B of two products of the same 8 channels.
+//
+// B of numbers of 4 bytes where rows are what is summed over has no load that turns them around. The order of a sum is
+// free, so row t of the 8 of a product is row 2t of V, and row t + 4 is 2t + 1: where C has them as its columns, and no
+// lane of P has to move. The columns are free, too: column g of two products side by side are channels 2g and 2g + 1 of
+// 16, which are 8 bytes; 4 chunks along lie those of the next two. Half a warp reads 4 rows of one parity, 2 chunks
+// each: places {0, 1} ^ {0, 2, 4, 6} or {0, 1} ^ {1, 3, 5, 7} of the 8, each bank once.
+HARKEN_ANYWHERE constexpr int offset_of_pair(int halves, int lane, int parity) {
+  return offset_of(halves, lane % 4 * 2 + parity, lane / 8) + lane / 4 % 2 * 8;
+}
+
+// The channel that C of product n along V's channels has in column 0 or 1 of a lane.
+HARKEN_ANYWHERE constexpr int channel_of_pair(int lane, int n, int col) {
+  return n / 2 * 16 + cell_of(lane, col).col * 2 + n % 2;
+}
 
 }  // namespace
 }  // namespace harken

@@ -17,10 +17,12 @@
 //     load_matrix(A, at)          four matrices of 8x8 S; at: a row of one, 16 bytes of shared memory
 //     load_turned(A, at)          the same, each of them turned around
 //     mma(S{}, C, A, b0, b1)      C += A B        16x8 floats, 16x16 and 16x8 S
+//     mma(tf32{}, C, A, b0, b1)   C += A B        16x8 floats, 16x8 and 8x8 of which it takes sign, exponent, 10 bits
 //     packed(S{}, a, b)           a and b rounded to S
 //     copy_async(to, from, n)     16 bytes of shared memory: n from the card's memory, then zeros
 //     commit()                    those copies that were begun are a group
 //     wait<n>()                   until all groups but the last n are there, those of this thread
+//     fresh(x)                    x, a word; what is made of it is not made ahead of a loop and kept in registers
 //     quick_exp2(x)               2^x to 2 units in the last place; 0 for what would be subnormal
 //
 // A kernel is `HARKEN_KERNEL(threads) name(HARKEN_CONSTANT Problem p)`.
@@ -31,6 +33,8 @@
 namespace harken {
 
 constexpr int lanes_of_warp = 32;
+
+struct tf32 {};  // float, as a matrix engine reads it
 
 struct Grid {
   int64_t blocks;

@@ -179,7 +179,8 @@ def attention(
     precision : {"highest", "high", "medium"}
         For float32 on a machine with a matrix engine (backend "amx"), how many bfloat16 products stand for one:
         "highest" six, as exact as float32; "high" three, relative error about 1e-5; "medium" one, about 4e-3. Short
-        and other problems compute as "highest"; `harken.explain` says what is done.
+        and other problems compute as "highest"; `harken.explain` says what is done. On a card "medium" is one product
+        of TF32 where its matrix engine computes float32, relative error about 1e-3, and the others are three.
     head_axis : {-3, -2}
         -2 reads q, k, v and gives out as (..., L, H, D); lse and weights keep their layout.
     return_lse : bool
