@@ -23,7 +23,7 @@
 //     wait<n>()                   until all groups but the last n are there, those of this thread
 //     quick_exp2(x)               2^x to 2 units in the last place; 0 for what would be subnormal
 //
-// A kernel is `HARKEN_KERNEL(threads) name(HARKEN_CONSTANT Problem p)`.
+// A kernel is `HARKEN_KERNEL(threads) name(HARKEN_CONSTANT Problem p)`; of (threads, n) n blocks fit into a processor.
 #pragma once
 
 #include <stdint.h>
