@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
+import sys
 from collections.abc import Iterator
 from ctypes import c_int64
 from pathlib import Path
@@ -176,6 +177,23 @@ def test_special_queries_and_keys(Lk: int, half: np.dtype[Any]) -> None:
     with np.errstate(all="ignore"):
         truth = harken.reference(q, k, v, dtype=np.float64)
     np.testing.assert_array_equal(np.isnan(out.astype(np.float64)), np.isnan(truth))
+
+
+@pytest.mark.parametrize("rows", [16, 64])
+def test_pages(rows: int, half: np.dtype[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys in pages of a pool, in no order, whose tables only the library's own interface passes on so far."""
+    monkeypatch.syspath_prepend(str(emulated.CUDA.parents[1] / "bench"))
+    before = set(sys.modules)
+    from card import check as of_card
+    from card.device import Card, interface
+
+    interface.load.cache_clear()
+    options = {"batch": (2,), "options": "lengths", "layout": f"pages of {rows}"}
+    case = of_card.Case((half.name,) * 3, 2, 300, 64, 64, Hq=4, Hkv=2, **options)
+    assert of_card.check(Card(), "decode", case, 0) == (True, None)
+    for name in set(sys.modules) - before:
+        if name.split(".")[0].split("_")[0] == "card":
+            del sys.modules[name]
 
 
 # --- the bits of a row ---

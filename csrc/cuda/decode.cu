@@ -16,8 +16,8 @@
 //     (m, l, O) + (m', l', O') = (M, a l + a' l', a O + a' O')
 //
 // A processor's share of an H100's 3.3 TB/s is 25 GB/s, for which 18 KB are under way at a latency of 0.7 us: a block
-// has up to 32 KiB, and 2 or 3 blocks hide each other's beginnings and ends. 64 rows are 64 multiply-adds for each byte,
-// 420 TFLOP/s at that speed, about what mma.sync has to give; 16 rows, a quarter.
+// has up to 32 KiB, and 2 or 3 blocks hide each other's beginnings and ends. 64 rows are 64 operations for a byte, 210
+// TFLOP/s at that speed, of about 600 that mma.sync has to give.
 //
 // The bits of a row depend on its own head alone: on the keys, and on whether it has 16, 32 or more rows. It is so on
 // processors, where ranges are cut by the keys, too (csrc/plan.cpp, csrc/cpu/decode.hpp). The blocks that a short head
