@@ -141,7 +141,7 @@ class Run:
             self.report["times"][group] = found
             self.tell(f"times {group}", found["status"])
             for entry in found.get("entries", []):
-                print("\n".join(table(entry)))
+                print("\n".join(table(entry, facts["GB/s"]["read"])))
 
     def tell(self, what: str, words: str) -> None:
         """One line, and the file as it is now."""
@@ -180,8 +180,9 @@ def unproven(kernel: dict[str, Any], small: bool) -> str | None:
     return None
 
 
-def table(entry: dict[str, Any]) -> list[str]:
-    """Times of one problem: milliseconds, TFLOP/s, the ratio to the best, and the relative error."""
+def table(entry: dict[str, Any], read: float) -> list[str]:
+    """Times of one problem: milliseconds, TFLOP/s, the ratio to the best, and the relative error. Where queries are few
+    GB/s of keys and values, and of what the card reads (`read` GB/s) the share, count instead of TFLOP/s."""
     p = entry["problem"]
     head = (
         f"    {p['type']} B={p['B']} H={p['Hq']}:{p['Hkv']} L={p['Lq']}:{p['Lk']} D={p['D']}"
@@ -190,9 +191,14 @@ def table(entry: dict[str, Any]) -> list[str]:
     )
     timed = {name: row for name, row in entry["contenders"].items() if "ms" in row}
     best = min((row["ms"] for row in timed.values()), default=1.0)
+
+    def rate(row: dict[str, Any]) -> str:
+        if p["Lq"] * p["Hq"] > 64 * p["Hkv"]:
+            return f"{row['TFLOP/s']:7.1f} TFLOP/s"
+        return f"{row['GB/s of keys']:7.0f} GB/s, {row['GB/s of keys'] / read:.0%} of reading"
+
     rows = [
-        f"{name:>24} {row['ms']:9.3f} ms {row['TFLOP/s']:7.1f} TFLOP/s  {best / row['ms']:.3f}"
-        + f"  error {row['error']:.1e}"
+        f"{name:>24} {row['ms']:9.3f} ms {rate(row)}  {best / row['ms']:.3f}  error {row['error']:.1e}"
         for name, row in sorted(timed.items(), key=lambda item: item[1]["ms"])
     ]
     rest = [f"{name:>24} {row['status']}" for name, row in entry["contenders"].items() if "ms" not in row]

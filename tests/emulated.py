@@ -14,7 +14,7 @@ from pathlib import Path
 from harken.cuda import library
 
 CUDA = Path(__file__).parents[1] / "csrc" / "cuda"
-KERNELS = ("portable", "tf32", "simple")
+KERNELS = ("decode", "portable", "tf32", "simple")
 HOST = ("emulator.cpp", "emulated_card.cpp", "kernels.cpp", "staging.cpp", "pieces.cpp", "flow.cpp", "interface.cpp")
 FLAGS = [
     "-std=gnu++20",

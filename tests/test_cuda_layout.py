@@ -46,6 +46,10 @@ uint64_t bits(const int64_t* s, const int64_t* number, const int64_t* begin, con
               int64_t k0) {
   return seen_bits(sight_of(s, number, begin, intervals), i, k0);
 }
+void next(const int64_t* s, const int64_t* number, const int64_t* begin, const Interval* intervals, int64_t i,
+          int64_t k, Interval* to) {
+  *to = next_seen(sight_of(s, number, begin, intervals), i, k);
+}
 }
 """
 
@@ -222,3 +226,19 @@ def test_visits_are_what_masks_show(host: Any, listed: bool) -> None:
                 bits = host.bits(*arguments, c_int64(i), c_int64(k0))
                 here = shown[i, k0 : k0 + 64]
                 assert bits == sum(int(seen) << n for n, seen in enumerate(here))
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_the_next_keys_are_what_masks_show(host: Any, listed: bool) -> None:
+    rng = np.random.default_rng(4)
+    to = (c_int64 * 2)()
+    for _ in range(150):
+        arguments, shown = drawn(rng, listed)
+        for i, k in zip(rng.integers(0, len(shown), 20), rng.integers(0, shown.shape[1] + 1, 20), strict=True):
+            host.next(*arguments, c_int64(i), c_int64(k), to)
+            ahead = np.flatnonzero(shown[i, k:]) + k
+            if len(ahead) == 0:
+                assert tuple(to) == (2**48, 2**48)
+                continue
+            gap = np.flatnonzero(~shown[i, ahead[0] :])
+            assert tuple(to) == (ahead[0], ahead[0] + (gap[0] if len(gap) else len(shown[i]) - ahead[0]))

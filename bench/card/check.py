@@ -11,7 +11,7 @@ import numpy as np
 
 from card.device import Card, Held, reference
 from card.numbers import Array, largest, numbers, off, stored, ulp
-from card.problem import Operand, make, of_host
+from card.problem import Operand, lay, make, of_host
 
 FLOATING = ("float64", "float32", "float16", "bfloat16")
 SHAPES = (
@@ -83,6 +83,16 @@ def grid(small: bool) -> Iterator[Case]:
         if not small:
             yield Case(three, 9, 70, 64, 64, Hq=8, Hkv=1, batch=(2, 3), causal=True)
             yield Case(three, 1, 5000, 128, 128, Hq=8, Hkv=2, batch=(2,), options="lengths")
+            yield Case(three, 1, 70000, 64, 64, Hq=2, Hkv=1)  # as many ranges as there are
+        few = Case(three, 3, 600, 24, 40, Hq=4, Hkv=2, batch=(2,))  # rows of a head in one tile, its keys in ranges
+        for case in () if small else (few, replace(few, Hkv=1, Lq=16, D=128, Dv=128), replace(few, Hq=34, D=256)):
+            for name in OPTIONS:
+                yield replace(case, options=name)
+            yield replace(case, causal=True, options="large")
+            yield replace(case, options="lengths", causal=True, hidden=True)
+            yield replace(case, options="mask", hidden=True)
+        for rows in (64,) if small else (16, 64, 256):
+            yield Case(three, 2, 300, 64, 64, Hq=4, Hkv=2, batch=(2,), options="lengths", layout=f"pages of {rows}")
     for types in (("float32", "float16", "bfloat16"), ("float32", "int8", "int8"), ("bfloat16", "int8", "int8")):
         for options in ("", "cosine", "channels"):
             if options != "channels" or "int8" in types:
@@ -188,7 +198,7 @@ class Run:
 
     def __init__(self, card: Card, kernel: str, case: Case, made: dict[str, Any], options: tuple[Any, Any]) -> None:
         self.card, self.kernel, self.case = card, kernel, case
-        plain, arrays = options
+        self.plain, arrays = options
         q_type, lse_type = case.types[0], "float64" if case.types[0] == "float64" else "float32"
         rows = (*case.batch, case.Hq, case.Lq)
         results = {"out": ((*rows, case.Dv), q_type), "lse": (rows, lse_type)}
@@ -207,7 +217,35 @@ class Run:
             x.view(np.uint8)[...] = 0 if name == "weights" else 0xFF
             self.results[name] = x, type
             self.put(name, x, type, fill=name == "weights")
-        self.problem = make(self.there, **plain)
+        if case.layout.startswith("pages"):
+            self.turn_pages(made, int(case.layout.split()[-1]))
+            return
+        self.problem = make(self.there, **self.plain)
+
+    def turn_pages(self, made: dict[str, Any], rows: int) -> None:
+        """Keys and values in pages of a pool, in no order, each batch row from a place of its own on."""
+        (B,), Lk = self.case.batch, self.case.Lk
+        origins = np.arange(B) * 37 % rows
+        count = -(-(rows + Lk) // rows)
+        table = np.random.default_rng(rows).permutation(B * count).reshape(B, count)
+        steps = []
+        for name in "kv":
+            x, type = made[name]
+            pool = stored(np.full((B * count, x.shape[1], rows, x.shape[3]), np.nan), type)
+            for b, j in np.ndindex(B, Lk):
+                n, r = divmod(j + origins[b], rows)
+                pool[table[b, n], :, r] = x[b, :, j]
+            self.held[name].release()
+            self.put(name, pool, type)
+            of_pool = self.there[name]
+            self.there[name] = of_pool._replace(shape=x.shape[1:], strides=of_pool.strides[1:])
+            steps.append(of_pool.strides[0])
+        self.problem = make(self.there, **self.plain)
+        pages = self.problem.pages
+        for name, x in (("table", table), ("origins", origins)):
+            self.put(name, x.astype(np.int64), "int64")
+            lay(getattr(pages, name), self.there[name], (B,), () if name == "origins" else ("col",))
+        pages.rows, pages.steps[:2] = rows, steps
 
     def put(self, name: str, x: Array, type: str, fill: bool = True) -> None:
         if self.case.host:

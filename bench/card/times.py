@@ -68,6 +68,13 @@ GROUPS: dict[str, list[Problem]] = {
         Problem("decode", "bfloat16", 8, 32, 32, 1, 4096, 128),
         Problem("decode", "bfloat16", 1, 64, 8, 1, 131072, 128),
     ],
+    "few queries": [
+        Problem("few queries", "bfloat16", 16, 64, 8, 4, 8192, 128),
+        Problem("few queries", "bfloat16", 16, 64, 8, 8, 8192, 128),
+        Problem("few queries", "bfloat16", 16, 64, 8, 1, 16384, 64),
+        Problem("few queries", "float16", 16, 32, 8, 1, 4096, 256),
+        Problem("few queries", "bfloat16", 1, 8, 1, 1, 1 << 20, 128),
+    ],
     "NumPy": [Problem("NumPy", "bfloat16", 1, 16, 16, L, L, 128) for L in (4096, 16384)],
 }
 

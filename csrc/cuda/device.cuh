@@ -7,7 +7,7 @@
 #include "number.hpp"
 
 #define HARKEN_WORD __device__ __forceinline__
-#define HARKEN_KERNEL(threads) __global__ void __launch_bounds__(threads)
+#define HARKEN_KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)
 #define HARKEN_CONSTANT const __grid_constant__
 
 namespace harken {

@@ -15,7 +15,7 @@
 #include "number.hpp"
 
 #define HARKEN_WORD inline
-#define HARKEN_KERNEL(threads) void
+#define HARKEN_KERNEL(...) void
 #define HARKEN_CONSTANT const
 
 namespace harken {

@@ -149,49 +149,71 @@ HARKEN_WORD void for_scores(Scores<Form>& scores, int strip, Body body) {
     for (int c = 0; c < 4; ++c) body(scores.s[strip][n][c], c / 2, 8 * n + c % 2);
 }
 
-// What the rows of this lane see of keys k0 .. k0 + keys - 1. Rows that do not exist see nothing.
+// Whose the rows of a tile are, for what is said of each. Here queries i0, i0 + 1, ... of one head; where a tile holds
+// queries of many heads, `mask`, `bias` and `lists` are the bytes from the arrays of `head` to those of the row's.
 template <class Form>
-HARKEN_WORD void look(Scores<Form>& scores, const Head<float>& head, int64_t i0, int64_t k0) {
+struct RowsOfHead {
+  const Head<float>& head;
+  int64_t i0;
+
+  HARKEN_WORD int64_t query(int strip, int r) const { return i0 + row_of<Form>(strip, r); }
+  HARKEN_WORD int64_t behind(int, int r) const {
+    return 8 * r;
+  }  // by how much query(strip, r) is behind query(strip, 0)
+  HARKEN_WORD int64_t mask(int, int) const { return 0; }
+  HARKEN_WORD int64_t bias(int, int) const { return 0; }
+  HARKEN_WORD int64_t lists(int, int) const { return 0; }
+  HARKEN_WORD float factor() const { return float(head.scale); }  // that all have; 0: each has its own
+  HARKEN_WORD float scale(int, int, float common) const { return common; }
+  HARKEN_WORD float slope(int, int) const { return head.modifiers.slope; }
+};
+
+// What the rows of this lane see of keys k0 .. k0 + keys - 1. Rows that do not exist see nothing.
+template <class Form, class Rows>
+HARKEN_WORD void look(Scores<Form>& scores, const Head<float>& head, const Rows& rows, int64_t k0) {
 #pragma unroll
   for (int strip = 0; strip < Form::strips; ++strip)
 #pragma unroll
     for (int r = 0; r < rows_of_lane; ++r) {
-      const int64_t i = i0 + row_of<Form>(strip, r);
-      uint64_t bits = i < head.queries ? seen_bits(head.sight, i, k0) : 0;
+      const int64_t i = rows.query(strip, r);
+      uint64_t bits = i < head.queries ? seen_bits(head.sight, i, k0, rows.lists(strip, r)) : 0;
       if (head.mask.data && bits != 0) {
 #pragma unroll 1
         for (int n = 0; n < Form::keys / 4; ++n) {
           const int key = n / 2 * 8 + n % 2 + first_key();
-          if ((bits >> key & 1) != 0 && *head.mask.at(i, k0 + key) == 0) bits &= ~(uint64_t(1) << key);
+          if ((bits >> key & 1) != 0 && *(head.mask.at(i, k0 + key) + rows.mask(strip, r)) == 0)
+            bits &= ~(uint64_t(1) << key);
         }
       }
       scores.sees[strip][r] = bits >> first_key();
     }
 }
 
-// s = score(q . k) in units of log2 e, divided by the factor that is returned and > 0.
-template <class Form>
-HARKEN_WORD float modify(Scores<Form>& scores, const Head<float>& head, int64_t i0, int64_t k0) {
+// s = score(q . k) in units of log2 e, divided by the factor that is returned and > 0. What rows have in common is asked
+// for once, and rows by their distance from the first: asked for each anew, float32 of 128 channels spills.
+template <class Form, class Rows>
+HARKEN_WORD float modify(Scores<Form>& scores, const Head<float>& head, const Rows& rows, int64_t k0) {
   using S = typename Form::S;
-  const float scale = float(head.scale);
   const Modifiers<float>& by = head.modifiers;
-  if (!by.any() && scale > 0) return scale;
+  const float common = rows.factor();
+  if (!by.any() && common > 0) return common;
 #pragma unroll
   for (int strip = 0; strip < Form::strips; ++strip) {
-    const int64_t first = i0 + row_of<Form>(strip, 0);
-    for_scores(scores, strip, [&](float& s, int, int) { s *= scale; });
+    const int64_t first = rows.query(strip, 0);
+    for_scores(scores, strip, [&](float& s, int r, int) { s *= rows.scale(strip, r, common); });
     if (by.cap != 0) for_scores(scores, strip, [&](float& s, int, int) { s = softcapped(s, by.cap); });
     if (by.bias) {
       for_scores(scores, strip, [&](float& s, int r, int key) {
         if ((scores.sees[strip][r] >> key & 1) == 0) return;
-        const char* at = head.bias.at(first + 8 * r, k0 + first_key() + key);
+        const char* at = head.bias.at(first + rows.behind(strip, r), k0 + first_key() + key) + rows.bias(strip, r);
         s = biased(s, head.bias.type == Type::f32 ? *(const float*)at : widened<float, S>(at));
       });
     }
     if (by.alibi) {
       const float position = float(first + head.sight.q_start - k0 - first_key());
-      for_scores(scores, strip,
-                 [&](float& s, int r, int key) { s = distanced(s, by.slope, position + float(8 * r), float(key)); });
+      for_scores(scores, strip, [&](float& s, int r, int key) {
+        s = distanced(s, rows.slope(strip, r), position + float(rows.behind(strip, r)), float(key));
+      });
     }
   }
   return 1;
@@ -246,10 +268,31 @@ HARKEN_WORD int channel_of(int n) {
   return n / 2 * 8 + cell_of(lane(), n % 2).col;
 }
 
+// NaN and Inf become 0 among the values that this thread copied, of `keys` rows. True: there were some.
+template <class S, int width, int keys, int threads>
+HARKEN_WORD bool clear_special(char* V) {
+  bool any = false;
+#pragma unroll 1
+  for (int n = thread(); n < keys * width / chunk_numbers; n += threads) {
+    const Spot spot = copied(width, n);
+    uint32_t* words = (uint32_t*)(V + offset_of(width, spot.row, spot.chunk));
+#pragma unroll
+    for (int w = 0; w < chunk_bytes / 4; ++w) {
+      const uint32_t x = words[w];
+      const uint32_t keep = (special<S>(x) ? 0 : 0xffffu) | (special<S>(x >> 16) ? 0 : 0xffff0000u);
+      if (keep == ~0u) continue;
+      words[w] = x & keep;
+      any = true;
+    }
+  }
+  return any;
+}
+
 // NaN and Inf among V reach the rows that see them, whose weights for them are taken as 1; in shared memory they are 0.
-template <class Form>
-HARKEN_WORD void add_special(Softmax<Form>& state, const Scores<Form>& scores, const Head<float>& head, int64_t k0,
-                             int64_t keys_end, int64_t channels) {
+// value(key)(channel) is where a number of V lies.
+template <class Form, class Value>
+HARKEN_WORD void add_special(Softmax<Form>& state, const Scores<Form>& scores, int64_t k0, int64_t keys_end,
+                             int64_t channels, Value value) {
   using S = typename Form::S;
 #pragma unroll 1
   for (int key = 0; key < Form::keys && k0 + key < keys_end; ++key) {
@@ -260,11 +303,12 @@ HARKEN_WORD void add_special(Softmax<Form>& state, const Scores<Form>& scores, c
 #pragma unroll
       for (int r = 0; r < rows_of_lane; ++r)
         sees[strip][r] = (from_lane(scores.sees[strip][r], holder) >> (key / 8 * 8 + key % 2) & 1) != 0;
+    const auto of_key = value(k0 + key);
 #pragma unroll
     for (int n = 0; n < Form::width / 4; ++n) {
       const int channel = channel_of<Form>(n);
       if (channel >= channels) continue;
-      const char* at = head.V.data + (k0 + key) * head.V.row + channel * head.V.col;
+      const char* at = of_key(channel);
       if (!special<S>(bits_at<S>(at))) continue;
       const float x = widened<float, S>(at);
 #pragma unroll
@@ -274,6 +318,27 @@ HARKEN_WORD void add_special(Softmax<Form>& state, const Scores<Form>& scores, c
           if (sees[strip][r]) state.O[strip][n / 2][n % 2 + 2 * r] += x;
     }
   }
+}
+
+// Keys k0 .. k0 + keys - 1 join the state: the page. whole: all rows see all of them, as far as intervals say.
+// query(A, strip, step) gives a fragment of Q; value is that of add_special.
+template <class Form, class Rows, class Query, class Value>
+HARKEN_WORD void absorb(Softmax<Form>& state, const Head<float>& head, const Rows& rows, int64_t k0, bool whole,
+                        const char* K, const char* V, bool has_special, int64_t channels, Query query, Value value) {
+  Scores<Form> scores;
+  multiply_keys(scores, K, query);
+  const bool all = whole && !head.mask.data;
+  if (!all || head.modifiers.bias) look(scores, head, rows, k0);
+  const float factor = modify(scores, head, rows, k0);
+  if (!all) {
+#pragma unroll
+    for (int strip = 0; strip < Form::strips; ++strip)
+      for_scores(scores, strip,
+                 [&](float& s, int r, int key) { s = hidden_where_zero(s, float(scores.sees[strip][r] >> key & 1)); });
+  }
+  exponentiate(state, scores, factor);
+  multiply_values(state, scores, V);
+  if (has_special) add_special(state, scores, k0, head.sight.keys, channels, value);
 }
 
 }  // namespace

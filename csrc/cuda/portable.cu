@@ -20,6 +20,7 @@
 //
 // It has never run on a card: what is said of it comes from the emulator, the assembler and such arithmetic.
 #include "fragments.hpp"
+#include "halves.hpp"
 #include "kernels.hpp"
 
 namespace harken {
@@ -102,54 +103,6 @@ HARKEN_WORD void bring(char* to, const Matrix& M, int64_t first, int64_t end, in
   }
 }
 
-// NaN and Inf among the values that this thread copied become 0. True: there were some.
-template <class Form>
-HARKEN_WORD bool clear_special(char* V) {
-  using S = typename Form::S;
-  bool any = false;
-#pragma unroll 1
-  for (int n = thread(); n < Form::keys * Form::width / chunk_numbers; n += threads) {
-    const Spot spot = copied(Form::width, n);
-    uint32_t* words = (uint32_t*)(V + offset_of(Form::width, spot.row, spot.chunk));
-#pragma unroll
-    for (int w = 0; w < chunk_bytes / 4; ++w) {
-      const uint32_t x = words[w];
-      const uint32_t keep = (special<S>(x) ? 0 : 0xffffu) | (special<S>(x >> 16) ? 0 : 0xffff0000u);
-      if (keep == ~0u) continue;
-      words[w] = x & keep;
-      any = true;
-    }
-  }
-  return any;
-}
-
-// One tile of keys.
-template <class Form>
-HARKEN_WORD void absorb(const Problem& p, const Head<float>& head, const Task& task, const Visit& visit, int stage,
-                        bool has_special, const Queries<Form>& kept, Softmax<Form>& state) {
-  Scores<Form> scores;
-  multiply_keys(scores, keys_of<Form>(stage), [&](uint32_t (&A)[4], int strip, int step) {
-    if constexpr (keeps_queries<Form>) {
-#pragma unroll
-      for (int n = 0; n < 4; ++n) A[n] = kept.A[strip][step][n];
-    } else {
-      load_queries<Form>(A, shared_memory() + queries_at<Form>, strip, step);
-    }
-  });
-  const bool all = visit.whole && !head.mask.data;
-  if (!all || head.modifiers.bias) look(scores, head, task.i0, visit.k0);
-  const float factor = modify(scores, head, task.i0, visit.k0);
-  if (!all) {
-#pragma unroll
-    for (int strip = 0; strip < Form::strips; ++strip)
-      for_scores(scores, strip,
-                 [&](float& s, int r, int key) { s = hidden_where_zero(s, float(scores.sees[strip][r] >> key & 1)); });
-  }
-  exponentiate(state, scores, factor);
-  multiply_values(state, scores, values_of<Form>(stage));
-  if (has_special) add_special(state, scores, head, visit.k0, head.sight.keys, p.Dv);
-}
-
 // O / l, by way of shared memory so that rows are written 16 bytes a lane, and m + log l.
 template <class Form>
 HARKEN_WORD void leave(const Problem& p, const Head<float>& head, const Task& task, Softmax<Form>& state) {
@@ -214,6 +167,7 @@ attend_portable(HARKEN_CONSTANT Problem p) {
   }
   barrier();
   const Head<float>& head = common.head;
+  const RowsOfHead<Form> whose = {head, task.i0};
   Visit visit = common.visits[0];
 
   // In registers Q comes through the second stage, which the loop writes behind its first barrier.
@@ -238,7 +192,8 @@ attend_portable(HARKEN_CONSTANT Problem p) {
   begin(state);
   for (int stage = 0; visit.any; stage ^= 1) {
     wait<0>();
-    if ((!visit.whole || head.mask.data) && clear_special<Form>(values_of<Form>(stage)))
+    if ((!visit.whole || head.mask.data) &&
+        clear_special<typename Form::S, Form::width, keys, threads>(values_of<Form>(stage)))
       common.special[stage] = visit.k0;
     if (thread() == 0) common.visits[stage ^ 1] = next_visit(head.sight, common.walk, keys);
     barrier();
@@ -249,22 +204,25 @@ attend_portable(HARKEN_CONSTANT Problem p) {
       bring<Form, keys>(values_of<Form>(stage ^ 1), head.V, next.k0, head.sight.keys, p.Dv);
     }
     commit();
-    absorb(p, head, task, visit, stage, has_special, kept, state);
+    absorb(
+        state, head, whose, visit.k0, visit.whole, keys_of<Form>(stage), values_of<Form>(stage), has_special, p.Dv,
+        [&](uint32_t (&A)[4], int strip, int step) {
+          if constexpr (keeps_queries<Form>) {
+#pragma unroll
+            for (int n = 0; n < 4; ++n) A[n] = kept.A[strip][step][n];
+          } else {
+            load_queries<Form>(A, Q, strip, step);
+          }
+        },
+        [&](int64_t key) {
+          return [&head, key](int64_t channel) { return head.V.data + key * head.V.row + channel * head.V.col; };
+        });
     visit = next;
   }
   leave(p, head, task, state);
 }
 
 // --- the host's side ---
-
-// Does every row begin at a multiple of 16 bytes, its numbers side by side? Where it is to be staged it will.
-bool lies_well(const Problem& p, const View& view, int64_t heads, int64_t rows, int64_t channels) {
-  if (p.batches == 0 || heads == 0 || rows == 0 || channels == 0) return true;
-  int64_t bits = reinterpret_cast<intptr_t>(view.data);
-  for (int axis = 0; axis < p.batch_axes; ++axis) bits |= p.batch_shape[axis] > 1 ? view.batch[axis] : 0;
-  bits |= (heads > 1 ? view.head : 0) | (rows > 1 ? view.row : 0);
-  return bits % chunk_bytes == 0 && (channels <= 1 || view.col == size_of(view.type));
-}
 
 // body(Form) for what the problem takes.
 template <class Body>
@@ -278,22 +236,9 @@ auto formed(const Problem& p, Body body) {
   return channels <= 128 ? body(Form128<bf16>{}) : body(Form256<bf16>{});
 }
 
-constexpr int64_t most_blocks = (int64_t(1) << 31) - 1;
-
 const char* lacks(const Problem& p) {
-  const Type type = p.type;
-  if (type != Type::f16 && type != Type::bf16) return "takes float16 and bfloat16 alone";
-  if (p.q.type != type || p.k.type != type || p.v.type != type || p.out.type != type)
-    return "takes q, k, v of one type";
-  if (p.score != Score::dot) return "takes dot products alone";
   if (p.pages.table.data || p.pages.origins.data) return "takes no keys in pages";
-  if (p.weights.data) return "gives no weights";
-  if (p.D > 256 || p.Dv > 256) return "takes at most 256 channels";
-  if (p.D % chunk_numbers != 0 || p.Dv % chunk_numbers != 0 || p.D == 0) return "takes channels in multiples of 8";
-  if (p.bias.data && p.bias.type != type && p.bias.type != Type::f32) return "takes a bias of q's type or of float32";
-  if (!lies_well(p, p.q, p.Hq, p.Lq, p.D) || !lies_well(p, p.k, p.Hkv, p.Lk, p.D) ||
-      !lies_well(p, p.v, p.Hkv, p.Lk, p.Dv) || !lies_well(p, p.out, p.Hq, p.Lq, p.Dv))
-    return "takes rows at multiples of 16 bytes";
+  if (const char* what = lacks_of_halves(p)) return what;
   if (formed(p, [&](auto form) { return tasks_of<decltype(form)>(p); }) > most_blocks)
     return "takes 2^31 tiles at most";
   return nullptr;

@@ -45,15 +45,32 @@ HARKEN_ANYWHERE uint64_t bits_between(int64_t first, int64_t end) {
   return ~uint64_t(0) >> (64 - (end - first)) << first;
 }
 
+// The lists of another head, whose numbers lie so many bytes further.
+HARKEN_ANYWHERE ListsOfHead lists_beyond(const Sight& sight, int64_t bytes) {
+  return {sight.lists.number + bytes, sight.lists.row, sight.lists.begin, sight.lists.intervals};
+}
+
 // Bit k: query i sees key k0 + k, as far as its interval and its list say.
-HARKEN_ANYWHERE uint64_t seen_bits(const Sight& sight, int64_t i, int64_t k0) {
+HARKEN_ANYWHERE uint64_t seen_bits(const Sight& sight, int64_t i, int64_t k0, int64_t lists = 0) {
   const Interval of = seen(sight, i);
   uint64_t bits = bits_between(of.first - k0, of.end - k0);
   if (!sight.lists.number || bits == 0) return bits;
   uint64_t in_list = 0;
-  for (Behind on = behind(sight.lists, i, k0); on.at < on.end && on.at->first < k0 + 64; ++on.at)
+  for (Behind on = behind(lists_beyond(sight, lists), i, k0); on.at < on.end && on.at->first < k0 + 64; ++on.at)
     in_list |= bits_between(on.at->first - k0, on.at->end - k0);
   return bits & in_list;
+}
+
+// The first keys from k on that query i sees without a gap; {unbounded, unbounded} if there are none.
+HARKEN_ANYWHERE Interval next_seen(const Sight& sight, int64_t i, int64_t k, int64_t lists = 0) {
+  Interval of = seen(sight, i);
+  of.first = most(of.first, k);
+  if (sight.lists.number && of.first < of.end) {
+    const Behind on = behind(lists_beyond(sight, lists), i, of.first);
+    if (on.at == on.end) return {unbounded, unbounded};
+    of = {most(of.first, on.at->first), least(of.end, on.at->end)};
+  }
+  return of.first < of.end ? of : Interval{unbounded, unbounded};
 }
 
 }  // namespace

@@ -18,7 +18,7 @@
 // float, 640 to split with, 96 loads. The products take an sm_80 3072 cycles, an sm_90 no less than 1536 by mma.sync.
 //
 // It has never run on a card: what is said of it comes from the emulator, the assembler and such arithmetic.
-#include "kernels.hpp"
+#include "halves.hpp"
 #include "terms.hpp"
 
 namespace harken {
@@ -140,10 +140,11 @@ HARKEN_WORD void absorb(const Problem& p, const Head<float>& head, const Task& t
       load_queries<Form>(A, shared_memory() + queries_at<Form>, strip, step);
     }
   });
+  const RowsOfHead<Form> rows = {head, task.i0};
   const bool all = visit.whole && !head.mask.data;
-  if (!all || head.modifiers.bias || has_special) look(scores, head, task.i0, visit.k0);
+  if (!all || head.modifiers.bias || has_special) look(scores, head, rows, visit.k0);
   mend(scores, head, task.i0, visit.k0, all, p.D);
-  const float factor = modify(scores, head, task.i0, visit.k0);
+  const float factor = modify(scores, head, rows, visit.k0);
   if (!all) {
 #pragma unroll
     for (int strip = 0; strip < Form::strips; ++strip)
@@ -152,7 +153,10 @@ HARKEN_WORD void absorb(const Problem& p, const Head<float>& head, const Task& t
   }
   exponentiate(state, scores, factor);
   terms::multiply_values(state, scores, values_of<Form>(stage), p.Dv);
-  if (has_special) add_special(state, scores, head, visit.k0, head.sight.keys, p.Dv);
+  if (has_special)
+    add_special(state, scores, visit.k0, head.sight.keys, p.Dv, [&](int64_t key) {
+      return [&head, key](int64_t channel) { return head.V.data + key * head.V.row + channel * head.V.col; };
+    });
 }
 
 // O / l and m + log l. A lane has 4 channels side by side of each 16, which are 16 bytes.
@@ -251,15 +255,6 @@ attend_tf32(HARKEN_CONSTANT Problem p) {
 
 // --- the host's side ---
 
-// Does every row begin at a multiple of 16 bytes, its numbers side by side? Where it is to be staged it will.
-bool lies_well(const Problem& p, const View& view, int64_t heads, int64_t rows, int64_t channels) {
-  if (p.batches == 0 || heads == 0 || rows == 0 || channels == 0) return true;
-  int64_t bits = reinterpret_cast<intptr_t>(view.data);
-  for (int axis = 0; axis < p.batch_axes; ++axis) bits |= p.batch_shape[axis] > 1 ? view.batch[axis] : 0;
-  bits |= (heads > 1 ? view.head : 0) | (rows > 1 ? view.row : 0);
-  return bits % chunk_bytes == 0 && (channels <= 1 || view.col == size_of(view.type));
-}
-
 // body(Form) for what the problem takes.
 template <int terms, class Body>
 auto formed(const Problem& p, Body body) {
@@ -271,8 +266,6 @@ template <class Body>
 auto formed(const Problem& p, Body body) {
   return p.precision == Precision::medium ? formed<1>(p, body) : formed<2>(p, body);
 }
-
-constexpr int64_t most_blocks = (int64_t(1) << 31) - 1;
 
 const char* lacks(const Problem& p) {
   const Type type = Type::f32;

@@ -25,7 +25,7 @@
 //     fresh(x)                    x, a word; what is made of it is not made ahead of a loop and kept in registers
 //     quick_exp2(x)               2^x to 2 units in the last place; 0 for what would be subnormal
 //
-// A kernel is `HARKEN_KERNEL(threads) name(HARKEN_CONSTANT Problem p)`.
+// A kernel is `HARKEN_KERNEL(threads) name(HARKEN_CONSTANT Problem p)`; of (threads, n) n blocks fit into a processor.
 #pragma once
 
 #include <stdint.h>

@@ -1,0 +1,40 @@
+// halves.hpp - what kernels for numbers of 2 bytes take: one type, rows that copies of 16 bytes find.
+#pragma once
+
+#include "../mask.hpp"
+#include "kernels.hpp"
+#include "layout.hpp"
+
+namespace harken {
+namespace {
+
+constexpr int64_t most_blocks = (int64_t(1) << 31) - 1;
+
+// Does every row begin at a multiple of 16 bytes, its numbers side by side? Where it is to be staged it will.
+bool lies_well(const Problem& p, const View& view, int64_t heads, int64_t rows, int64_t channels) {
+  if (p.batches == 0 || heads == 0 || rows == 0 || channels == 0) return true;
+  int64_t bits = reinterpret_cast<intptr_t>(view.data);
+  for (int axis = 0; axis < p.batch_axes; ++axis) bits |= p.batch_shape[axis] > 1 ? view.batch[axis] : 0;
+  bits |= (heads > 1 ? view.head : 0) | (rows > 1 ? view.row : 0);
+  return bits % chunk_bytes == 0 && (channels <= 1 || view.col == size_of(view.type));
+}
+
+// What the problem asks that none of them does; null: nothing.
+const char* lacks_of_halves(const Problem& p) {
+  const Type type = p.type;
+  if (type != Type::f16 && type != Type::bf16) return "takes float16 and bfloat16 alone";
+  if (p.q.type != type || p.k.type != type || p.v.type != type || p.out.type != type)
+    return "takes q, k, v of one type";
+  if (p.score != Score::dot) return "takes dot products alone";
+  if (p.weights.data) return "gives no weights";
+  if (p.D > 256 || p.Dv > 256) return "takes at most 256 channels";
+  if (p.D % chunk_numbers != 0 || p.Dv % chunk_numbers != 0 || p.D == 0) return "takes channels in multiples of 8";
+  if (p.bias.data && p.bias.type != type && p.bias.type != Type::f32) return "takes a bias of q's type or of float32";
+  if (!lies_well(p, p.q, p.Hq, p.Lq, p.D) || !lies_well(p, p.k, p.Hkv, p.Lk, p.D) ||
+      !lies_well(p, p.v, p.Hkv, p.Lk, p.Dv) || !lies_well(p, p.out, p.Hq, p.Lq, p.Dv))
+    return "takes rows at multiples of 16 bytes";
+  return nullptr;
+}
+
+}  // namespace
+}  // namespace harken
