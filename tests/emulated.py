@@ -14,8 +14,11 @@ from pathlib import Path
 from harken.cuda import library
 
 CUDA = Path(__file__).parents[1] / "csrc" / "cuda"
-KERNELS = ("portable", "simple")
-HOST = ("emulator.cpp", "emulated_card.cpp", "kernels.cpp", "staging.cpp", "pieces.cpp", "flow.cpp", "interface.cpp")
+KERNELS = ("hopper", "portable", "simple")
+HOST = (
+    "emulator.cpp", "emulated_engines.cpp", "emulated_card.cpp", "kernels.cpp", "staging.cpp", "pieces.cpp", "flow.cpp",
+    "interface.cpp",
+)  # fmt: skip
 FLAGS = [
     "-std=gnu++20",
     "-O2",
