@@ -1,4 +1,4 @@
-"""The kernel of compute capability 9.0, its very text run by the emulator with late engines, obeys the rule of accuracy."""
+"""The kernel of compute capability 9.0, its very text run by the emulator, obeys the rule of accuracy."""
 
 from __future__ import annotations
 

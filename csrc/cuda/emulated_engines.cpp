@@ -66,6 +66,8 @@ struct State {
   Named named[named_barriers];
   int free_registers = 0;
   uint64_t random = 0;
+  int64_t rounds = 0;  // of the threads of the block
+  int lingering = 0;   // threads whose products last until the next
 } state;
 
 Thread& mine() { return state.threads[here.thread]; }
@@ -129,11 +131,13 @@ void begin_block(int threads) {
   for (Thread& thread : state.threads) thread.registers = at_first;
   state.free_registers = registers_of_processor - threads * at_first;
   state.random = uint64_t(here.block) + 7;
+  state.lingering = 0;
 }
 
 // A copy may come when threads got on, and must when they did not.
 bool step(bool idle) {
-  if (state.copies.empty() || (!idle && drawn(2) == 0)) return false;
+  ++state.rounds;
+  if (state.copies.empty() || (!idle && drawn(2) == 0)) return state.lingering > 0;
   const size_t n = drawn(uint32_t(state.copies.size()));
   const Copy copy = state.copies[n];
   state.copies.erase(state.copies.begin() + int64_t(n));
@@ -279,6 +283,9 @@ void commit_products() { ++mine().groups; }
 
 void wait_products(int groups) {
   Thread& thread = mine();
+  ++state.lingering;
+  for (const int64_t round = state.rounds; state.rounds == round;) give_way();
+  --state.lingering;
   const auto done = [&](int group) { return group < thread.groups - groups; };
   for (const Operand& of : thread.operands)
     if (done(of.group) && hash_of(of) != of.hash) faulty("overwrites what is being multiplied");

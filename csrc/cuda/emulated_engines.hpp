@@ -1,4 +1,4 @@
-// emulated_engines.hpp - the words of compute capability 9.0 as the emulator understands them: engines that take their time.
+// emulated_engines.hpp - the words of compute capability 9.0 as the emulator understands them: engines that are late.
 //
 // A box is destroyed when its copy is begun and written at any time until somebody waits in vain for it. A product
 // turns C into NaN until it is waited for; its operands are read through their descriptors when it is begun, and must

@@ -119,7 +119,8 @@ HARKEN_WORD void wait_products(Registers&... x) {
 }
 
 // The operands of a product are C, N / 2 registers, and what follows them; their numbers are text.
-#define HARKEN_TEN(t) "%" #t "0, %" #t "1, %" #t "2, %" #t "3, %" #t "4, %" #t "5, %" #t "6, %" #t "7, %" #t "8, %" #t "9, "
+#define HARKEN_FIVE(t, a, b, c, d, e) "%" #t #a ", %" #t #b ", %" #t #c ", %" #t #d ", %" #t #e ", "
+#define HARKEN_TEN(t) HARKEN_FIVE(t, 0, 1, 2, 3, 4) HARKEN_FIVE(t, 5, 6, 7, 8, 9)
 #define HARKEN_NUMBERS_64 HARKEN_TEN() HARKEN_TEN(1) HARKEN_TEN(2) "%30, %31"
 #define HARKEN_NUMBERS_128 \
   HARKEN_TEN() HARKEN_TEN(1) HARKEN_TEN(2) HARKEN_TEN(3) HARKEN_TEN(4) HARKEN_TEN(5) "%60, %61, %62, %63"

@@ -1,4 +1,4 @@
-// hopper.cu - softmax(Q K^T) V by the engines of compute capability 9.0: one warp brings tiles, groups of warps multiply.
+// hopper.cu - softmax(Q K^T) V by the engines of compute capability 9.0: one warp brings tiles, groups multiply.
 //
 // A block stays on its processor and takes tile after tile of queries (order.hpp). Its last group of 4 warps gives its
 // registers away; one thread of it walks over the keys, has the copy engine bring them, and is up to a tile of queries

@@ -1,4 +1,4 @@
-// order.hpp - in which order tiles of queries are taken: the longest first, and heads together whose keys a cache holds.
+// order.hpp - in which order tiles of queries are taken: the longest first, heads together whose keys a cache holds.
 //
 // Blocks take the next tile when they are done with one. The last tile of a causal head sees the most keys: begun last,
 // it would go on alone. But the longest tiles of all heads at once read the keys of all heads, so that the heads are

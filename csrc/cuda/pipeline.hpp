@@ -1,4 +1,4 @@
-// pipeline.hpp - what a block of the Hopper kernel shares, and the thread that keeps it full: jobs, queries, keys, values.
+// pipeline.hpp - what a block of the Hopper kernel shares, and the thread that fills it: jobs, queries, keys, values.
 //
 // Of each thing there are some, one after the other in use. One barrier says that it is full, one that it is empty: the
 // thread that brings waits for the second and makes the first come true, groups that multiply the other way around.

@@ -33,7 +33,7 @@ struct Tensor {
 
 // Of (B, heads, rows, channels), all of which there are.
 inline Boxed boxed(const Problem& p, const View& view, int64_t heads, int64_t rows, int64_t channels) {
-  constexpr int64_t any = 16;  // along an axis with one index
+  const int64_t any = (channels * size_of(view.type) + 15) / 16 * 16;  // along an axis with one index
   Boxed array = {view.data, view.type, {channels, rows, 1, 1, 1}, {rows > 1 ? view.row : any, any, any, any}};
   const auto add = [&](int axis, int64_t size, int64_t stride) {
     if (size <= 1 || stride == 0) return;
