@@ -1,4 +1,4 @@
-"""The emulator's engines copy and multiply as a card's do, as late as they may, and say what a card does not forgive."""
+"""The emulator's engines copy and multiply as a card's do, as late as may be, and say what a card does not forgive."""
 
 from __future__ import annotations
 

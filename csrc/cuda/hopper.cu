@@ -113,7 +113,8 @@ HARKEN_WORD void multiply_all(const Call& call, Common<Plan>& common) {
     begin(state.softmax);
     if (job.any) {
       const uint32_t rows = shared_address(queries_of<Plan>(queries.at())) + group() * rows_of_group * slab_row_bytes;
-      const Work<Plan> work = {call, job, rows, head.mask.data != nullptr, !head.modifiers.any() && head.scale > 0};
+      const Work<Plan> work = {call, job, rows, head.mask.data != nullptr,
+                               !head.modifiers.any() && float(head.scale) > 0};
       wait_for(common.q_full[queries.at()], queries.parity());
       absorb_all(work, common, stages, common.q_empty[queries.at()], state);
       queries.next();
@@ -207,7 +208,11 @@ Grid grid(const Problem& p) {
   });
 }
 
-int64_t workspace(const Problem&) { return sizeof(int); }
+// The number of the next task, where blocks have more than one.
+int64_t workspace(const Problem& p) {
+  const int64_t tasks = planned(p, [&](auto plan) { return tasks_of<decltype(plan)>(p); });
+  return tasks > processors() ? sizeof(int) : 0;
+}
 
 void attend(const Problem& p, char* workspace, void* stream) {
   planned(p, [&](auto plan) {
@@ -226,7 +231,7 @@ void attend(const Problem& p, char* workspace, void* stream) {
         reinterpret_cast<int*>(workspace),
         p,
     };
-    clear(workspace, sizeof(int), stream);
+    if (workspace) clear(workspace, sizeof(int), stream);
     launch(attend_hopper<Plan>, grid(p), stream, call);
   });
 }

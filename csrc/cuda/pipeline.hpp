@@ -40,7 +40,7 @@ struct Call {
   BatchAxes batch;
   Order order;
   int tasks, group;  // query heads of a head of keys
-  int* taken;        // tasks, besides the first of each block
+  int* taken;        // tasks, besides the first of each block; null: each has one
   Problem p;
 };
 
@@ -124,7 +124,7 @@ HARKEN_WORD void bring_all(const Call& call, Common<Plan>& common) {
     Job& job = common.jobs[jobs.at()];
     job.there = n < call.tasks;
     if (!job.there) return arrive(common.job_full[jobs.at()]);
-    const int next = int(blocks()) + take_number(call.taken);
+    const int next = call.taken ? int(blocks()) + take_number(call.taken) : call.tasks;
     const Turn turn = turn_at(call.order, n);
     const int h = turn.head % int(call.p.Hq);
     BatchRow& row = common.row;
