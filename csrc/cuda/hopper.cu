@@ -78,7 +78,7 @@ HARKEN_WORD void absorb_all(const Work<Plan>& work, Common<Plan>& common, Ring<P
     wait_products<1>(state.S);
     leave_to(common.k_empty[next.at()]);
     work.weigh_bite(state, after);
-    if (after.last) leave_to(q_empty);  // here: a wait would be put before the powers, which are another block now
+    if (after.last) leave_to(q_empty);  // after a branch: an assembler puts a wait as early as its block lets it
     wait_products<0>(O);
     leave_to(common.v_empty[stages.at()]);
     make_weights(state);
