@@ -137,9 +137,9 @@ struct Head {
 };
 
 template <class T>
-HARKEN_ANYWHERE Head<T> head_at(const Problem& p, const BatchRow& b, int64_t h) {
-  Head<T> head;
+HARKEN_ANYWHERE void place(Head<T>& head, const Problem& p, const BatchRow& b, int64_t h) {
   int64_t kv = h / (p.Hq / p.Hkv);
+  head.K.scale = head.V.scale = {};
   place(head.Q, p.q, b, h);
   place(head.K, p.pages, p.k, p.pages.k_step, p.k_scale, p.pages.k_scale_step, b, kv);
   place(head.V, p.pages, p.v, p.pages.v_step, p.v_scale, p.pages.v_scale_step, b, kv);
@@ -164,6 +164,12 @@ HARKEN_ANYWHERE Head<T> head_at(const Problem& p, const BatchRow& b, int64_t h) 
     head.K.scale = {};
   }
   head.modifiers = modifiers_of<T>(p, number_at(p.slopes, b, h, 0));
+}
+
+template <class T>
+HARKEN_ANYWHERE Head<T> head_at(const Problem& p, const BatchRow& b, int64_t h) {
+  Head<T> head;
+  place(head, p, b, h);
   return head;
 }
 

@@ -14,8 +14,11 @@ from pathlib import Path
 from harken.cuda import library
 
 CUDA = Path(__file__).parents[1] / "csrc" / "cuda"
-KERNELS = ("decode", "portable", "tf32", "simple")
-HOST = ("emulator.cpp", "emulated_card.cpp", "kernels.cpp", "staging.cpp", "pieces.cpp", "flow.cpp", "interface.cpp")
+KERNELS = ("decode", "hopper", "portable", "tf32", "simple")
+HOST = (
+    "emulator.cpp", "emulated_engines.cpp", "emulated_card.cpp", "kernels.cpp", "staging.cpp", "pieces.cpp", "flow.cpp",
+    "interface.cpp",
+)  # fmt: skip
 FLAGS = [
     "-std=gnu++20",
     "-O2",

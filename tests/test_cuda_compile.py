@@ -24,6 +24,7 @@ EXPECTED = {
         for n, width in enumerate((64, 128, 256))
         for function, registers in (("attend_decode", (168, 168, 255)), ("merge_ranges", (64, 64, 64)))
     },
+    "hopper": {f"{of}ELi{width}E": (168, 0, 0) for of in ("3f16", "4bf16") for width in (64, 128, 256)},
     "portable": {
         f"{of}ELi{width}E": (registers, 0, 0)
         for of in ("3f16", "4bf16")
@@ -51,13 +52,15 @@ PACKAGED = [found for folder in sys.path for found in Path(folder).glob("nvidia/
 NVDISASM = shutil.which("nvdisasm") or next(map(str, PACKAGED), None)
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
-@pytest.mark.parametrize("kernel", emulated.KERNELS)
+BUILDS = [(kernel, f"sm_{n}") for kernel in emulated.KERNELS for n in (("90a",) if kernel == "hopper" else (80, 90))]
+
+
+@pytest.mark.parametrize(("kernel", "architecture"), BUILDS)
 def test_no_warning_and_no_surprise(kernel: str, architecture: str, tmp_path: Path) -> None:
     functions = EXPECTED[kernel]
     command = [
         "nvcc",
-        f"-arch={architecture}",
+        f"-gencode=arch=compute_{architecture[3:]},code={architecture}",
         *FLAGS,
         "-cubin",
         emulated.CUDA / f"{kernel}.cu",
@@ -66,6 +69,7 @@ def test_no_warning_and_no_surprise(kernel: str, architecture: str, tmp_path: Pa
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert not re.search(r"\(C7\d+\)", done.stderr), done.stderr  # products made to wait, registers not handed over
     reports = re.split(r"Compiling entry function", done.stderr)[1:]
     assert len(reports) == len(functions)
     for name, (registers, stack, spilled) in functions.items():
@@ -76,8 +80,45 @@ def test_no_warning_and_no_surprise(kernel: str, architecture: str, tmp_path: Pa
         assert int(used[1]) <= registers, report
         assert numbers[0] <= stack, report
         assert numbers[1] <= spilled, report
-    if kernel in PRODUCTS and NVDISASM is not None:
+    if NVDISASM is None:
+        return
+    if kernel in PRODUCTS:
         check_instructions(tmp_path / "cubin", len(functions), PRODUCTS[kernel], PRODUCT.get(kernel, HALVES))
+    if kernel == "hopper":
+        check_engines(tmp_path / "cubin", functions)
+
+
+def check_engines(cubin: Path, functions: dict[str, tuple[int, int, int]]) -> None:
+    """Products by wgmma, two begun before one is waited for; powers between; tiles by the copy engine."""
+    for name, text in instructions(cubin, functions).items():
+        width = int(re.findall(r"ELi(\d+)E", name)[0])
+        keys = 64 if width == 256 else 128
+        kind = "F32.BF16" if "4bf16" in name else "F32"
+        shapes = re.findall(r"\bHGMMA\.(\S+)", text)
+        steps = {f"64x{keys}x16.{kind}": width // 16, f"64x{width}x16.{kind}": keys // 16}
+        expected = sum(2 * steps.get(shape, 0) for shape in steps)  # the first S, S and O of the loop, the last O
+        assert set(shapes) == set(steps), shapes
+        assert len(shapes) == (expected if len(steps) == 2 else 2 * (width + keys) // 16)
+        waits = re.findall(r"DEPBAR\.LE gsb0, (0x\d)", text)
+        assert waits == ["0x0", "0x1", "0x0", "0x0"], waits  # one more would be a product that waits for another
+        loop = re.split(r"WARPGROUP\.DEPBAR", text)[2]
+        powers = keys // 2
+        assert len(re.findall(r"MUFU\.EX2", loop)) >= powers * 0.75, "powers are taken after the wait for O"
+        assert sorted(re.findall(r"USETMAXREG\.(\w+)", text)) == ["DEALLOC", "TRY_ALLOC"]
+        count = {word: len(re.findall(rf"\b{word}\b", text)) for word in ("UTMALDG", "SYNCS", "HMMA", "LDL", "STL")}
+        assert count["UTMALDG"] == 3, count
+        assert count["SYNCS"] >= 20, count
+        assert count["HMMA"] == count["LDL"] == count["STL"] == 0, count
+
+
+def instructions(cubin: Path, functions: dict[str, tuple[int, int, int]]) -> dict[str, str]:
+    """The disassembly of each function, by its name."""
+    assert NVDISASM is not None
+    text = subprocess.run([NVDISASM, "-c", cubin], capture_output=True, text=True, check=True).stdout
+    parts = re.split(r"^\.text\.", text, flags=re.M)[1:]
+    found = {part.partition(":")[0]: part for part in parts}
+    assert len(found) == len(functions)
+    return found
 
 
 def check_instructions(cubin: Path, functions: int, products: dict[str, int], product: str) -> None:

@@ -17,7 +17,9 @@ pytestmark = pytest.mark.skipif(not emulated.able(), reason="no g++ to compile i
 
 SOURCE = """
 #include "layout.hpp"
+#include "order.hpp"
 #include "schedule.hpp"
+#include "slabs.hpp"
 using namespace harken;
 extern "C" {
 #define PAIR(name, call) void name(int n, int* to) { auto at = call; to[0] = at.row, to[1] = at.chunk; }
@@ -27,6 +29,14 @@ void cell(int lane, int n, int* to) { auto at = cell_of(lane, n); to[0] = at.row
 void copy(int width, int n, int* to) { auto at = copied(width, n); to[0] = at.row, to[1] = at.chunk; }
 int offset(int width, int row, int chunk) { return offset_of(width, row, chunk); }
 int moved(int offset, int chunks) { return along(offset, chunks); }
+uint32_t place(uint32_t address) { return swizzled(address); }
+uint64_t operand(uint32_t address, uint32_t leading) { return descriptor(address, leading); }
+int channels(int step, int slab) { return channels_on(step, slab); }
+int down(int step) { return rows_on(step); }
+void turn(int64_t tiles, int64_t heads, int64_t group, int64_t bytes, int n, int* to) {
+  auto at = turn_at(order_of(tiles, heads, group, bytes), n);
+  to[0] = at.head, to[1] = at.tile;
+}
 int holder(int lane, int col) { return holder_of(lane, col); }
 int pair_offset(int halves, int lane, int parity, int n) { return along(offset_of_pair(halves, lane, parity), 4 * n); }
 int pair_channel(int lane, int n, int col) { return channel_of_pair(lane, n, col); }
@@ -242,3 +252,38 @@ def test_the_next_keys_are_what_masks_show(host: Any, listed: bool) -> None:
                 continue
             gap = np.flatnonzero(~shown[i, ahead[0] :])
             assert tuple(to) == (ahead[0], ahead[0] + (gap[0] if len(gap) else len(shown[i]) - ahead[0]))
+
+
+def test_slabs_are_swizzled_as_the_copy_engine_does(host: Any) -> None:
+    """128-byte swizzle: chunk c of row r of 8 at place c ^ r, blocks of 8 rows apart."""
+    for row, chunk in product(range(64), range(8)):
+        assert host.place(128 * row + 16 * chunk) == 128 * row + 16 * (chunk ^ row % 8) == host.offset(64, row, chunk)
+
+
+def test_descriptors_are_those_of_the_manual(host: Any) -> None:
+    """PTX, matrix descriptor: address, leading and stride distance in 16 bytes, mode 1 (128-byte swizzle) on top."""
+    host.operand.restype = c_uint64
+    assert host.operand(0x400, 0) == 0x4000004000000040
+    assert host.operand(0x18000, 0x4000) == 0x4000004004001800
+    assert host.operand(0x38000 - 0x400, 0x8000) == 0x40000040080037C0
+    for step in range(16):  # 32 bytes on in a row, after 4 steps the next slab; or 16 rows
+        address = 0x400 + step // 4 * 0x4000 + step % 4 * 32
+        assert host.operand(address, 0) == host.operand(0x400, 0) + host.channels(step, 0x4000)
+        assert host.operand(0x400 + 16 * 128 * step, 0) == host.operand(0x400, 0) + host.down(step)
+
+
+@pytest.mark.parametrize(
+    ("tiles", "heads", "group", "size"),
+    [(1, 1, 1, 0), (5, 6, 2, 1 << 20), (4, 64, 8, 20 << 20), (7, 10, 1, 8 << 20), (3, 12, 4, 1 << 40)],
+)
+def test_tiles_are_taken_once_and_the_longest_first(host: Any, tiles: int, heads: int, group: int, size: int) -> None:
+    def turn(n: int) -> tuple[int, int]:
+        return pair(host.turn, c_int64(tiles), c_int64(heads), c_int64(group), c_int64(size), n)
+
+    order = [turn(n) for n in range(tiles * heads)]
+    assert sorted(order) == list(product(range(heads), range(tiles)))
+    section = min(heads, group * max(1, (25 << 20) // max(1, size)))
+    for first in range(0, heads, section):
+        part = order[first * tiles : min(first + section, heads) * tiles]
+        assert {head for head, _ in part} == set(range(first, min(first + section, heads)))
+        assert [tile for _, tile in part] == sorted((tile for _, tile in part), reverse=True)

@@ -82,6 +82,9 @@ def grid(small: bool) -> Iterator[Case]:
             yield replace(case, host=True, causal=True)
         if not small:
             yield Case(three, 9, 70, 64, 64, Hq=8, Hkv=1, batch=(2, 3), causal=True)
+            for D in (64, 128, 256):  # more tiles than a card has processors
+                yield Case(three, 300, 700, D, D, Hq=16, Hkv=4, batch=(3,), causal=True)
+            yield Case(three, 300, 700, 128, 128, Hq=16, Hkv=4, batch=(3,), options="lengths", hidden=True)
             yield Case(three, 1, 5000, 128, 128, Hq=8, Hkv=2, batch=(2,), options="lengths")
             yield Case(three, 1, 70000, 64, 64, Hq=2, Hkv=1)  # as many ranges as there are
         few = Case(three, 3, 600, 24, 40, Hq=4, Hkv=2, batch=(2,))  # rows of a head in one tile, its keys in ranges

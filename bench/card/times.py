@@ -57,8 +57,8 @@ def prefill(
 
 GROUPS: dict[str, list[Problem]] = {
     "bfloat16 D=128": list(prefill("bfloat16", 128, (2048, 4096, 8192, 16384))),
-    "bfloat16 D=64": list(prefill("bfloat16", 64, (2048, 8192, 16384))),
-    "bfloat16 D=256": list(prefill("bfloat16", 256, (2048, 8192, 16384))),
+    "bfloat16 D=64": list(prefill("bfloat16", 64, (2048, 4096, 8192, 16384))),
+    "bfloat16 D=256": list(prefill("bfloat16", 256, (2048, 4096, 8192, 16384))),
     "float16 D=128": list(prefill("float16", 128, (4096,))),
     "float32 D=128": list(prefill("float32", 128, (2048, 4096), 8192)),
     "float32 D=64": list(prefill("float32", 64, (1024, 4096), 8192)),

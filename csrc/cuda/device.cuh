@@ -23,7 +23,7 @@ HARKEN_WORD int64_t blocks() { return gridDim.x; }
 HARKEN_WORD void barrier() { __syncthreads(); }
 
 HARKEN_WORD char* shared_memory() {
-  extern __shared__ __align__(128) char memory[];
+  extern __shared__ __align__(1024) char memory[];
   return memory;
 }
 

@@ -27,11 +27,24 @@ struct Place {
   int thread;
   int64_t block, blocks;
   char* shared;
+  int shared_bytes;
 };
 extern Place here;  // of the thread that runs
 
 void meet_block();
 const char* exchange(const void* mine, int bytes);  // [32][slot_bytes]: what the lanes of this warp left
+
+// A thread that waits: it gives way until another got on, or is at fault.
+void give_way();
+void got_on();
+[[noreturn]] void faulty(const char* text);
+
+// What goes on beside the threads of a block (emulated_engines.cpp). step(idle): true, something was done.
+struct Engines {
+  void (*begin_block)(int threads);
+  bool (*step)(bool idle);
+};
+extern Engines engines;
 
 float read_tf32(const char* at);                       // what a matrix engine reads of a float
 float added(float c, const float* a, const float* b);  // c + four products, as it adds them

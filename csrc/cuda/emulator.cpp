@@ -63,15 +63,6 @@ struct Block {
   const void* context;
 } state;
 
-void give_way() {
-  if (_setjmp(state.fibers[state.running].at) == 0) _longjmp(state.scheduler, 1);
-}
-
-[[noreturn]] void faulty(const char* text) {
-  state.wrong = text;
-  _longjmp(state.scheduler, 1);
-}
-
 void meet(Meeting& meeting, int count) {
   const int64_t mine = meeting.rounds;
   if (++meeting.arrived == count) {
@@ -132,6 +123,7 @@ void run_block(int threads) {
   for (Warp& warp : state.warps) warp.meeting = {};
   state.meeting = {};
   state.wrong = nullptr;
+  engines.begin_block(threads);
   const std::vector<int> warps = drawn_order(threads / lanes_of_warp, here.block);
   const std::vector<int> lanes = drawn_order(lanes_of_warp, here.block);
   for (bool first = true;; first = false) {
@@ -139,7 +131,7 @@ void run_block(int threads) {
     for (const int warp : warps) any |= run_warp(warp, lanes);
     for (const Fiber& fiber : state.fibers) all &= fiber.ended;
     if (all) return;
-    if (any) continue;
+    if (engines.step(!any) || any) continue;
     std::string waiting;
     for (size_t warp = 0; warp < state.warps.size(); ++warp)
       waiting +=
@@ -150,6 +142,19 @@ void run_block(int threads) {
 }
 
 }  // namespace
+
+void give_way() {
+  if (_setjmp(state.fibers[state.running].at) == 0) _longjmp(state.scheduler, 1);
+}
+
+void got_on() { state.moved = true; }
+
+void faulty(const char* text) {
+  state.wrong = text;
+  _longjmp(state.scheduler, 1);
+}
+
+constinit Engines engines = {[](int) {}, [](bool) { return false; }};
 
 void (*launched)(void* stream, std::function<void()> work) = nullptr;
 
@@ -232,7 +237,7 @@ void run(const Grid& grid, void (*body)(const void*), const void* context) {
   const std::unique_ptr<char, decltype(&free)> memory(
       static_cast<char*>(aligned_alloc(1024, (grid.shared_bytes + fence_bytes + 1023) / 1024 * 1024)), free);
   char* const past = memory.get() + grid.shared_bytes;
-  here = {0, 0, grid.blocks, memory.get()};
+  here = {0, 0, grid.blocks, memory.get(), grid.shared_bytes};
   for (; here.block < grid.blocks; ++here.block) {
     memset(memory.get(), poison, grid.shared_bytes);
     memset(past, fence, fence_bytes);

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-OF_THE_EMULATOR = {"emulated.hpp"}
+OF_THE_EMULATOR = {"emulated.hpp", "emulated_engines.hpp"}
 
 
 def texts(path: Path, seen: dict[Path, str]) -> dict[Path, str]:
