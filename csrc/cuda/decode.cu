@@ -26,7 +26,7 @@
 // It has never run on a card: what is said of it comes from the emulator, the assembler and such arithmetic.
 #include "decoding.hpp"
 #include "fragments.hpp"
-#include "halves.hpp"
+#include "takes.hpp"
 
 namespace harken {
 namespace {

@@ -27,6 +27,7 @@
 // It has never run on a card: what is said of it comes from the emulator, the assembler and such arithmetic.
 #include "group.hpp"
 #include "kernels.hpp"
+#include "takes.hpp"
 
 namespace harken {
 namespace {
@@ -170,31 +171,13 @@ int64_t tasks_of(const Problem& p) {
 
 constexpr int64_t most_tasks = int64_t(1) << 30;
 
-// Does every row begin at a multiple of 16 bytes, its numbers side by side?
-bool lies_well(const Problem& p, const View& view, int64_t heads, int64_t rows, int64_t channels) {
-  if (p.batches == 0 || heads == 0 || rows == 0) return true;
-  int64_t bits = reinterpret_cast<intptr_t>(view.data);
-  for (int axis = 0; axis < p.batch_axes; ++axis) bits |= p.batch_shape[axis] > 1 ? view.batch[axis] : 0;
-  bits |= (heads > 1 ? view.head : 0) | (rows > 1 ? view.row : 0);
-  return bits % chunk_bytes == 0 && (channels <= 1 || view.col == size_of(view.type));
-}
-
 const char* lacks(const Problem& p) {
-  const Type type = p.type;
-  if (type != Type::f16 && type != Type::bf16) return "takes float16 and bfloat16 alone";
-  if (p.q.type != type || p.k.type != type || p.v.type != type || p.out.type != type)
-    return "takes q, k, v of one type";
-  if (p.score != Score::dot) return "takes dot products alone";
   if (p.pages.table.data || p.pages.origins.data) return "takes no keys in pages";
-  if (p.weights.data) return "gives no weights";
-  if (p.D > 256 || p.Dv > 256) return "takes at most 256 channels";
-  if (p.D % chunk_numbers != 0 || p.Dv % chunk_numbers != 0 || p.D == 0 || p.Dv == 0)
-    return "takes channels in multiples of 8";
-  if (p.bias.data && p.bias.type != type && p.bias.type != Type::f32) return "takes a bias of q's type or of float32";
+  if (const char* what = lacks_of_halves(p)) return what;
+  if (p.Dv == 0) return "takes channels in multiples of 8";
   if (batch_axes_of(p).count > mapped_batch_axes) return "takes two axes of batch rows at most";
   if (!mappable(p, p.q, p.Hq, p.Lq, p.D) || !mappable(p, p.k, p.Hkv, p.Lk, p.D) || !mappable(p, p.v, p.Hkv, p.Lk, p.Dv))
     return "takes q, k, v of rows that go on by multiples of 16 bytes";
-  if (!lies_well(p, p.out, p.Hq, p.Lq, p.Dv)) return "takes rows at multiples of 16 bytes";
   if (planned(p, [&](auto plan) { return tasks_of<decltype(plan)>(p); }) > most_tasks)
     return "takes 2^30 tiles at most";
   return nullptr;

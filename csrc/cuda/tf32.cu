@@ -1,9 +1,7 @@
 // tf32.cu - softmax(Q K^T) V of float32 in tiles of a matrix engine, each product as three of tf32.
 //
-// The page is portable.cu's: a block is 4 warps, a task one tile of queries of one head, keys and values come in tiles,
-// two of each in shared memory, and the copies of tile j + 1 have all of the arithmetic of tile j to arrive.
+// A task is one tile of queries of one head; the walk over its keys is that of tiles.hpp, one step of it
 //
-//     wait for the copies of tile j, barrier, begin those of j + 1
 //     S = Q K^T,  O = O + P V         (terms.hpp)
 //     P = 2^(score(S) - M)            (fragments.hpp)
 //
@@ -18,13 +16,13 @@
 // float, 640 to split with, 96 loads. The products take an sm_80 3072 cycles, an sm_90 no less than 1536 by mma.sync.
 //
 // It has never run on a card: what is said of it comes from the emulator, the assembler and such arithmetic.
-#include "halves.hpp"
+#include "takes.hpp"
 #include "terms.hpp"
+#include "tiles.hpp"
 
 namespace harken {
 namespace {
 
-constexpr int warps = 4, threads = warps * lanes_of_warp, stages = 2;
 constexpr int chunk_floats = chunk_bytes / 4;
 
 template <int terms>
@@ -33,73 +31,6 @@ template <int terms>
 using Form128 = FloatForm<128, 32, 1, terms>;
 template <int terms>
 using Form256 = FloatForm<256, 16, 1, terms>;
-
-template <class Form>
-constexpr int tile_rows = warps * Form::strips * strip_rows;
-
-// O of 16 queries and 256 channels takes 128 registers, and leaves none for as many of Q.
-template <class Form>
-constexpr bool keeps_queries = Form::width <= 128;
-
-// What a block shares besides tiles. The first thread writes it.
-struct Common {
-  BatchRow row;
-  Head<float> head;
-  Walk walk;
-  Visit visits[stages];
-  int64_t special[stages];  // k0 of the tile in which NaN or Inf was found among the values
-};
-
-template <class Form>
-constexpr int queries_at = 2 * stages * Form::tile_bytes;
-template <class Form>
-constexpr int common_at = queries_at<Form> + (keeps_queries<Form> ? 0 : tile_rows<Form> * Form::row_bytes);
-template <class Form>
-constexpr int shared_bytes = common_at<Form> + int(sizeof(Common));
-
-template <class Form>
-HARKEN_WORD char* keys_of(int stage) {
-  return shared_memory() + 2 * stage * Form::tile_bytes;
-}
-template <class Form>
-HARKEN_WORD char* values_of(int stage) {
-  return keys_of<Form>(stage) + Form::tile_bytes;
-}
-
-struct Task {
-  int64_t b, h, i0;
-};
-
-template <class Form>
-HARKEN_ANYWHERE int64_t tiles_of(const Problem& p) {
-  return (p.Lq + tile_rows<Form> - 1) / tile_rows<Form>;
-}
-
-template <class Form>
-HARKEN_ANYWHERE int64_t tasks_of(const Problem& p) {
-  return p.batches * p.Hq * tiles_of<Form>(p);
-}
-
-// The tiles of a head side by side, which read the same keys; its last first, which sees most of them if it is causal.
-template <class Form>
-HARKEN_WORD Task task_at(const Problem& p, int64_t n) {
-  const int64_t tiles = tiles_of<Form>(p), head = n / tiles;
-  return {head / p.Hq, head % p.Hq, (tiles - 1 - n % tiles) * tile_rows<Form>};
-}
-
-// Begins to copy rows first .. first + count - 1, zeros at or past `end` and for channels at or past D.
-template <class Form, int count>
-HARKEN_WORD void bring(char* to, const Matrix& M, int64_t first, int64_t end, int64_t D) {
-  constexpr int chunks = count * Form::width / chunk_floats;
-  static_assert(chunks % threads == 0);
-#pragma unroll 1  // all addresses at once would take the registers of O
-  for (int n = 0; n < chunks / threads; ++n) {
-    const Spot spot = copied(Form::halves, thread() + n * threads);
-    const bool there = first + spot.row < end && spot.chunk * chunk_floats < D;
-    const char* from = there ? M.data + (first + spot.row) * M.row + spot.chunk * chunk_bytes : M.data;
-    copy_async(to + offset_of(Form::halves, spot.row, spot.chunk), from, there ? chunk_bytes : 0);
-  }
-}
 
 // NaN and Inf among the values that this thread copied become 0: their terms are NaN, which would reach those who do
 // not see them. What would be rounded to Inf becomes the largest number that is not. True: there was NaN or Inf.
@@ -199,57 +130,15 @@ HARKEN_WORD void leave(const Problem& p, const Head<float>& head, const Task& ta
 template <class Form>
 HARKEN_KERNEL(threads)
 attend_tf32(HARKEN_CONSTANT Problem p) {
-  constexpr int keys = Form::keys, rows = tile_rows<Form>;
-  static_assert(!keeps_queries<Form> || rows * Form::row_bytes <= 2 * Form::tile_bytes, "Q passes through a stage");
-  Common& common = *(Common*)(shared_memory() + common_at<Form>);
   const Task task = task_at<Form>(p, block());
-  if (thread() == 0) {
-    locate(p, task.b, common.row);
-    common.head = head_at<float>(p, common.row, task.h);
-    const Sight& sight = common.head.sight;
-    common.walk = walk_of(sight, task.i0, least(task.i0 + rows, common.head.queries), keys);
-    common.visits[0] = next_visit(sight, common.walk, keys);
-    for (int n = 0; n < stages; ++n) common.special[n] = -1;
-  }
-  barrier();
-  const Head<float>& head = common.head;
-  Visit visit = common.visits[0];
-
-  // In registers Q comes through the second stage, which the loop writes behind its first barrier.
-  char* const Q = keeps_queries<Form> ? keys_of<Form>(1) : shared_memory() + queries_at<Form>;
-  Queries<Form> kept;
-  if (visit.any) {
-    bring<Form, rows>(Q, head.Q, task.i0, head.queries, p.D);
-    commit();
-    bring<Form, keys>(keys_of<Form>(0), head.K, visit.k0, head.sight.keys, p.D);
-    bring<Form, keys>(values_of<Form>(0), head.V, visit.k0, head.sight.keys, p.Dv);
-    commit();
-    wait<1>();
-    barrier();
-    if constexpr (keeps_queries<Form>) {
-#pragma unroll
-      for (int strip = 0; strip < Form::strips; ++strip)
-#pragma unroll
-        for (int step = 0; step < Form::steps; ++step) load_queries<Form>(kept.A[strip][step], Q, strip, step);
-    }
-  }
+  const Head<float>& head = common_of<Form>().head;
   Softmax<Form> state;
   begin(state);
-  for (int stage = 0; visit.any; stage ^= 1) {
-    wait<0>();
-    if (clear_values<Form>(values_of<Form>(stage))) common.special[stage] = visit.k0;
-    if (thread() == 0) common.visits[stage ^ 1] = next_visit(head.sight, common.walk, keys);
-    barrier();
-    const bool has_special = common.special[stage] == visit.k0;
-    const Visit next = common.visits[stage ^ 1];
-    if (next.any) {
-      bring<Form, keys>(keys_of<Form>(stage ^ 1), head.K, next.k0, head.sight.keys, p.D);
-      bring<Form, keys>(values_of<Form>(stage ^ 1), head.V, next.k0, head.sight.keys, p.Dv);
-    }
-    commit();
-    absorb(p, head, task, visit, stage, has_special, kept, state);
-    visit = next;
-  }
+  walk<Form>(
+      p, task, [&](const Visit&, char* V) { return clear_values<Form>(V); },
+      [&](const Visit& visit, int stage, bool has_special, const Queries<Form>& kept) {
+        absorb(p, head, task, visit, stage, has_special, kept, state);
+      });
   leave(p, head, task, state);
 }
 
@@ -268,19 +157,9 @@ auto formed(const Problem& p, Body body) {
 }
 
 const char* lacks(const Problem& p) {
-  const Type type = Type::f32;
-  if (p.type != type) return "takes float32 alone";
-  if (p.q.type != type || p.k.type != type || p.v.type != type || p.out.type != type)
-    return "takes q, k, v of one type";
-  if (p.score != Score::dot) return "takes dot products alone";
+  if (p.type != Type::f32) return "takes float32 alone";
   if (p.pages.table.data || p.pages.origins.data) return "takes no keys in pages";
-  if (p.weights.data) return "gives no weights";
-  if (p.D > 256 || p.Dv > 256) return "takes at most 256 channels";
-  if (p.D % chunk_floats != 0 || p.Dv % chunk_floats != 0 || p.D == 0) return "takes channels in multiples of 4";
-  if (p.bias.data && p.bias.type != type) return "takes a bias of float32";
-  if (!lies_well(p, p.q, p.Hq, p.Lq, p.D) || !lies_well(p, p.k, p.Hkv, p.Lk, p.D) ||
-      !lies_well(p, p.v, p.Hkv, p.Lk, p.Dv) || !lies_well(p, p.out, p.Hq, p.Lq, p.Dv))
-    return "takes rows at multiples of 16 bytes";
+  if (const char* what = lacks_of_tiles(p)) return what;
   if (formed(p, [&](auto form) { return tasks_of<decltype(form)>(p); }) > most_blocks)
     return "takes 2^31 tiles at most";
   return nullptr;

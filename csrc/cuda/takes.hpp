@@ -1,4 +1,4 @@
-// halves.hpp - what kernels for numbers of 2 bytes take: one type, rows that copies of 16 bytes find.
+// takes.hpp - what kernels that copy tiles take: dot products, numbers of one type, rows that copies of 16 bytes find.
 #pragma once
 
 #include "../mask.hpp"
@@ -20,20 +20,28 @@ bool lies_well(const Problem& p, const View& view, int64_t heads, int64_t rows, 
 }
 
 // What the problem asks that none of them does; null: nothing.
-const char* lacks_of_halves(const Problem& p) {
+const char* lacks_of_tiles(const Problem& p) {
   const Type type = p.type;
-  if (type != Type::f16 && type != Type::bf16) return "takes float16 and bfloat16 alone";
+  const int64_t numbers = chunk_bytes / size_of(type);
   if (p.q.type != type || p.k.type != type || p.v.type != type || p.out.type != type)
     return "takes q, k, v of one type";
   if (p.score != Score::dot) return "takes dot products alone";
   if (p.weights.data) return "gives no weights";
   if (p.D > 256 || p.Dv > 256) return "takes at most 256 channels";
-  if (p.D % chunk_numbers != 0 || p.Dv % chunk_numbers != 0 || p.D == 0) return "takes channels in multiples of 8";
-  if (p.bias.data && p.bias.type != type && p.bias.type != Type::f32) return "takes a bias of q's type or of float32";
+  if (p.D % numbers != 0 || p.Dv % numbers != 0 || p.D == 0)
+    return numbers == 8 ? "takes channels in multiples of 8" : "takes channels in multiples of 4";
+  if (p.bias.data && p.bias.type != type && p.bias.type != Type::f32)
+    return type == Type::f32 ? "takes a bias of float32" : "takes a bias of q's type or of float32";
   if (!lies_well(p, p.q, p.Hq, p.Lq, p.D) || !lies_well(p, p.k, p.Hkv, p.Lk, p.D) ||
       !lies_well(p, p.v, p.Hkv, p.Lk, p.Dv) || !lies_well(p, p.out, p.Hq, p.Lq, p.Dv))
     return "takes rows at multiples of 16 bytes";
   return nullptr;
+}
+
+// The same of those for numbers of 2 bytes.
+const char* lacks_of_halves(const Problem& p) {
+  if (p.type != Type::f16 && p.type != Type::bf16) return "takes float16 and bfloat16 alone";
+  return lacks_of_tiles(p);
 }
 
 }  // namespace
