@@ -30,7 +30,7 @@ inline Edges edges_of(const Step& step, int64_t k1) {
   const int64_t p = strip.i0 + sight.q_start - step.k0, last = least(k1 - step.k0, far), n = strip.n;
   const int64_t first = p - sight.left, end = p + sight.right + 1;
   const Extent& of = step.extent;
-  // The row 16 further down is at an edge where the first one is: its tiles reach 16 keys further, or to the unit's end.
+  // The row 16 further down is at an edge only where the first is: its tiles reach 16 keys further, or the unit ends.
   const bool any = last < of.tiles() * tile_rows || first + n > 1 || end < of.upper * tile_rows;
   return {any || !of.even(), near(first), near(end), float(last)};
 }
