@@ -50,6 +50,7 @@ def test_it_is_chosen_for_many_queries() -> None:
         ("float32", 1, 4096, "decode"),
         ("bfloat16", 1, 4096, "decode"),
         ("float32", 60, 60, "brief"),
+        ("float32", 112, 112, "matrix"),
     ):
         q, k, v = qkv(DTYPES[name], Lq, Lk, D=64)
         assert harken.explain(q, k, v).form == form, (name, Lq, Lk)
@@ -143,6 +144,34 @@ def test_values_that_are_not_finite_reach_who_sees_them(dtype: Dtype) -> None:
         assert not np.isfinite(out[1, sees, 5]).any()
         same_bits(out[1, ~sees], clean[1, ~sees])
         same_bits(out[0], clean[0])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_keys_may_end_anywhere_in_a_unit(dtype: Dtype, causal: bool) -> None:
+    q, k, v = qkv(dtype, 50, 130, D=32)
+    for Lk in (1, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 97, 129):
+        few = (q, k[..., :Lk, :], v[..., :Lk, :])
+        for options in ({}, {"softcap": 3.0}):
+            check(*few, weights=False, causal=causal, **options)
+        spoiled = [x.copy() for x in (k, v)]
+        for x in spoiled:
+            x[..., Lk:, :] = np.nan
+        out, lse = harken.attention(q, *spoiled, kv_lengths=Lk, causal=causal, return_lse=True)
+        expected, expected_lse = harken.attention(*few, causal=causal, return_lse=True)
+        same_bits(out, expected)
+        same_bits(lse, expected_lse)
+
+
+@pytest.mark.parametrize("options", [{"causal": True}, {"window": (20, 9)}, {"causal": True, "softcap": 3.0}])
+def test_a_row_is_the_same_wherever_the_diagonal_meets_its_strip(dtype: Dtype, options: dict[str, Any]) -> None:
+    q, k, v = qkv(dtype, 70, 130, D=32)
+    start = 41
+    out, lse = harken.attention(q, k, v, q_start=start, return_lse=True, **options)
+    check(q, k, v, weights=False, q_start=start, **options)
+    for i in (1, 7, 15, 16, 17, 31, 33, 48, 69):
+        part, part_lse = harken.attention(q[..., i:, :], k, v, q_start=start + i, return_lse=True, **options)
+        same_bits(part, out[..., i:, :])
+        same_bits(part_lse, lse[..., i:])
 
 
 def test_layouts_give_the_same_bits(dtype: Dtype) -> None:

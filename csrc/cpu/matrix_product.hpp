@@ -17,46 +17,104 @@ template <int N>
 constexpr int unit_keys = Terms<N>::depth;
 constexpr int P_tile_bytes = 2 * tile_bytes;
 
-// How much of a unit there is: 16 rows or 32, 32 keys or 64. (With 65 keys, a whole second unit would take 43 % more.)
+// How many tiles of 16 keys of a unit the upper and the lower 16 queries of a strip meet; 0: there are none of these
+// queries. Beyond it nothing is seen: 65 keys cost as 80 and not as 128, and a quarter of a diagonal is left out.
 struct Extent {
-  int halves, parts;
+  int upper, lower;
+
+  int tiles() const { return upper > lower ? upper : lower; }
+  int halves() const { return lower ? 2 : 1; }
+  bool even() const { return upper % 2 == 0 && (lower == upper || lower == 0); }
+};
+
+// What the first row of a strip sees of a unit, counted from its first key: first <= j < end, and j < last. Each row
+// sees the same as the one above, a key later, but for `last`.
+struct Edges {
+  bool any;  // is some key of the extent hidden from some row, or do rows differ in tiles?
+  float first, end, last;
+
+  HARKEN_INLINE F32 hide(F32 s, int row, int tile) const {
+    F32 j;
+    for (int i = 0; i < lanes<float>; ++i) j[i] = float(i);
+    const float below = end + float(row);
+    return hidden_outside(s, j + float(tile * tile_rows), fill(first + float(row)), fill(below < last ? below : last));
+  }
 };
 
 // Rows of S on their way to rows of P, P = 2^(factor S). With more terms than one l += P; with one the engine sums P,
 // as it is rounded: that spares the vector units, and errors of P leave the quotient O / l.
 template <class M, int N>
-struct Exponentials {
-  int parts, left;  // rows
+struct Row {
   const float* S;
   char* P;
   float* l;  // [32][16]
   float factor;
-  int ticks;  // how often tick() will be called, in all
-  int rows = left, due = 0;
 
-  HARKEN_INLINE void one() {
-    for (int part = 0; part < parts; ++part) {
-      F32 a = take(S + part * 32), b = take(S + part * 32 + lanes<float>), low[N], high[N];
-      if constexpr (scaled_later<N>) {
-        a *= factor;
-        b *= factor;
-      }
-      a = M::exp2_in_terms(Count<N>(), a);
-      b = M::exp2_in_terms(Count<N>(), b);
-      if constexpr (N == 1) {
-        low[0] = a;
-        high[0] = b;
-      } else {
-        put(l, take(l) + (a + b));
-        split<N>(a, low);
-        split<N>(b, high);
-      }
-#pragma GCC unroll 3
-      for (int i = 0; i < N; ++i) put_words(P + (part + i) * P_tile_bytes, pairs(low[i], high[i]));
+  HARKEN_INLINE F32 score(int tile) const {
+    F32 s = take(S + tile * lanes<float>);
+    if constexpr (scaled_later<N>) s *= factor;
+    return s;
+  }
+  HARKEN_INLINE static F32 weight(F32 s) { return M::exp2_in_terms(Count<N>(), s); }
+
+  HARKEN_INLINE void put_part(int part, F32 a, F32 b) const {  // 32 weights
+    F32 low[N], high[N];
+    if constexpr (N == 1) {
+      low[0] = a;
+      high[0] = b;
+    } else {
+      put(l, take(l) + (a + b));
+      split<N>(a, low);
+      split<N>(b, high);
     }
+#pragma GCC unroll 3
+    for (int i = 0; i < N; ++i) put_words(P + (part + i) * P_tile_bytes, pairs(low[i], high[i]));
+  }
+  HARKEN_INLINE void step() {
     S += unit_keys<N>;
     P += 64;
     l += lanes<float>;
+  }
+};
+
+// All rows of a unit are alike and see all of it. (Rows that might have an edge cost these 3 to 7 %.)
+template <class M, int N>
+struct WholeRow : Row<M, N> {
+  int parts;
+
+  HARKEN_INLINE void next() {
+    for (int part = 0; part < parts; ++part)
+      this->put_part(part, this->weight(this->score(2 * part)), this->weight(this->score(2 * part + 1)));
+    this->step();
+  }
+};
+
+template <class M, int N>
+struct EdgeRow : Row<M, N> {
+  Extent extent;
+  Edges edges;
+  int row;
+
+  HARKEN_INLINE F32 seen_weight(int tile, int tiles) const {
+    return tile < tiles ? this->weight(edges.hide(this->score(tile), row, tile)) : F32{};
+  }
+  HARKEN_INLINE void next() {
+    const int tiles = row < tile_rows ? extent.upper : extent.lower;
+    for (int t = 0; t < tiles; t += 2) this->put_part(t / 2, seen_weight(t, tiles), seen_weight(t + 1, tiles));
+    this->step();
+    ++row;
+  }
+};
+
+// The rows of a unit dealt out: some at each tick.
+template <class Row>
+struct Exponentials {
+  Row row;
+  int rows, ticks;  // ticks: how often tick() will be called, in all
+  int left = rows, due = 0;
+
+  HARKEN_INLINE void one() {
+    row.next();
     --left;
   }
   HARKEN_INLINE void tick() {
@@ -69,11 +127,13 @@ struct Exponentials {
 
 // l of P before it is rounded, where lse is asked for: sum[32][16] += 2^(factor S).
 template <int N>
-__attribute__((noinline)) void sum_exponentials(const float* S, const Extent& extent, float factor, float* sum) {
-  for (int r = 0; r < extent.halves * tile_rows; ++r)
-    for (int k = 0; k < extent.parts * 32; k += lanes<float>) {
+__attribute__((noinline)) void sum_exponentials(const float* S, const Extent& extent, const Edges& edges, float factor,
+                                                float* sum) {
+  for (int r = 0; r < extent.halves() * tile_rows; ++r)
+    for (int t = 0; t < (r < tile_rows ? extent.upper : extent.lower); ++t) {
       float* at = sum + r * lanes<float>;
-      put(at, take(at) + exp2(take(S + r * unit_keys<N> + k) * factor));
+      F32 s = take(S + r * unit_keys<N> + t * lanes<float>) * factor;
+      put(at, take(at) + exp2(edges.any ? edges.hide(s, r, t) : s));
     }
 }
 
@@ -153,22 +213,26 @@ HARKEN_INLINE void matrix_scores(const Tiles Q, const char* K, int64_t channels,
   const bool resident = N < 3 && steps == 1;
   if (resident) {
     R::template take_a<0>(Q, 0, odd);
-    if (extent.halves == 2) R::template take_a<1>(Q, 0, odd);
+    if (extent.lower) R::template take_a<1>(Q, 0, odd);
   }
-  for (int k = 0; k < 32 * extent.parts; k += tile_rows, K += key_bytes) {
+  for (int t = 0; t < extent.tiles(); ++t, K += key_bytes, S += tile_rows) {
+    const bool upper = t < extent.upper, lower = t < extent.lower;
     M::zero(Register<0>());
     M::zero(Register<1>());
     for (int64_t s = 0; s < steps; ++s) {
       const bool last = odd && s + 1 == steps;
       R::take_b(K + s * step_bytes);
-      if (!resident) R::template take_a<0>(Q, s, last);
-      R::template multiply<0>(beside, last);
-      if (extent.halves == 1) continue;
-      if (!resident) R::template take_a<1>(Q, s, last);
-      R::template multiply<1>(beside, last);
+      if (upper) {
+        if (!resident) R::template take_a<0>(Q, s, last);
+        R::template multiply<0>(beside, last);
+      }
+      if (lower) {
+        if (!resident) R::template take_a<1>(Q, s, last);
+        R::template multiply<1>(beside, last);
+      }
     }
-    M::put(Register<0>(), S + k, S_step);
-    if (extent.halves == 2) M::put(Register<1>(), S + tile_rows * unit_keys<N> + k, S_step);
+    if (upper) M::put(Register<0>(), S, S_step);
+    if (lower) M::put(Register<1>(), S + tile_rows * unit_keys<N>, S_step);
   }
 }
 
@@ -181,10 +245,10 @@ HARKEN_INLINE void matrix_values(const Tiles P, const char* V, int64_t channels,
   constexpr Register<1> lower;
   constexpr int step_bytes = R::tiles * tile_bytes;
   const int64_t O_step = channels * 4;
-  const bool odd = N == 1 && extent.parts == 1, both = extent.halves == 2;
+  const bool odd = N == 1 && extent.upper <= 2, lower_odd = N == 1 && extent.lower <= 2, both = extent.lower > 0;
   if (N < 3) {
     R::template take_a<0>(P, 0, odd);
-    if (both) R::template take_a<1>(P, 0, odd);
+    if (both) R::template take_a<1>(P, 0, lower_odd);
   }
   auto begin = [&](auto half, const float* at, int64_t step)
                    __attribute__((always_inline)) { first ? M::zero(half) : M::take(half, at, step); };
@@ -198,7 +262,7 @@ HARKEN_INLINE void matrix_values(const Tiles P, const char* V, int64_t channels,
     if (!both) continue;
     begin(lower, below, O_step);
     if (N == 3) R::template take_a<1>(P, 0);
-    R::template multiply<1>(beside, odd);
+    R::template multiply<1>(beside, lower_odd);
     M::put(lower, below, O_step);
   }
   if constexpr (N == 1) {
@@ -212,7 +276,7 @@ HARKEN_INLINE void matrix_values(const Tiles P, const char* V, int64_t channels,
     M::put(upper, l, 64);
     if (!both) return;
     begin(lower, l + tile_rows * tile_words, 64);
-    R::template multiply<1>(beside, odd);
+    R::template multiply<1>(beside, lower_odd);
     M::put(lower, l + tile_rows * tile_words, 64);
   }
 }

@@ -146,7 +146,7 @@ inline void pack_keys(const Problem& p, MatrixSpace& space, const Head<float>& h
     const int n = int(least(unit_keys<N>, k1 - k));
     const bool here = in_place && K.even(k, k + n);
     if (!here) compact(K, k, n, p.D, space.D, head.cosine, space.rows);
-    for (int i = 0; i < unit_keys<N>; i += tile_rows) {
+    for (int i = 0; i < n; i += tile_rows) {
       char* to = space.K + ((k - k0 + i) / tile_rows) * tile;
       if (here) {
         const Sheet<E> sheet = {(const E*)K.page(k).at(k, 0), K.row / int64_t(sizeof(E)), n, nullptr};
