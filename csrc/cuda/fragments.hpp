@@ -189,8 +189,8 @@ HARKEN_WORD void look(Scores<Form>& scores, const Head<float>& head, const Rows&
     }
 }
 
-// s = score(q . k) in units of log2 e, divided by the factor that is returned and > 0. What rows have in common is asked
-// for once, and rows by their distance from the first: asked for each anew, float32 of 128 channels spills.
+// s = score(q . k) in units of log2 e, divided by the factor that is returned and > 0. What rows have in common is
+// asked for once, and rows by their distance from the first: asked for each anew, float32 of 128 channels spills.
 template <class Form, class Rows>
 HARKEN_WORD float modify(Scores<Form>& scores, const Head<float>& head, const Rows& rows, int64_t k0) {
   using S = typename Form::S;
