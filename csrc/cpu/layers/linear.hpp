@@ -64,8 +64,8 @@ HARKEN_INLINE void tile_product(const T* const* x, const T* const* w, int64_t n,
 
 // The outputs col0 .. col1 - 1 of the rows row0 .. row1 - 1, 16 outputs by up to 2 KiB of inputs at a time: this part
 // of W, 32 KiB, is read once into the L1, and the next meanwhile into the L2, a row for each tile, in their order. 13
-// rows take 30 % less so, and 25 % less where x and W begin at a multiple of 64 bytes. From beyond the L2, one row takes
-// the time of reading W, 26 GB/s and core, 13 rows 1.6 times that; the products alone would be 1.2.
+// rows take 30 % less so, and 25 % less where x and W begin at a multiple of 64 bytes. From beyond the L2, one row
+// takes the time of reading W, 26 GB/s and core, 13 rows 1.6 times that; the products alone would be 1.2.
 template <class T>
 void multiply_part(const Linear& p, int64_t row0, int64_t row1, int64_t col0, int64_t col1) {
   constexpr int R = sum_rows;
