@@ -6,8 +6,8 @@
 //
 //     channels   queries, keys of a tile   Q           shared memory   registers   blocks at once, sm_80   sm_90
 //     <= 64      128, 64                   registers    33 KiB         255         2                       2
-//     <= 128     128, 32                   shared       65 KiB         253         2                       2
-//     <= 256      64, 32                   shared       97 KiB         242         1                       2
+//     <= 128     128, 32                   shared       65 KiB         254         2                       2
+//     <= 256      64, 32                   shared       97 KiB         247         1                       2
 //
 // A fragment of keys or values is 512 bytes, 4 cycles of shared memory, which 4 warps take turns at: 16 cycles, in
 // which a warp's share of an sm_80 multiplies two pairs of fragments. One strip of 16 queries a warp would make two of
