@@ -317,7 +317,7 @@ def test_who_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cards, "records", lambda: [record | {"kernel": name} for name in emulated.KERNELS])
     half = DTYPES["bfloat16"]
     with emulated.card(None):
-        for Lq, heads, chosen in [(1, 8, "decode"), (8, 8, "decode"), (9, 8, "portable"), (64, 1, "decode")]:
+        for Lq, heads, chosen in [(1, 8, "decode"), (8, 8, "decode"), (9, 8, "hopper"), (64, 1, "decode")]:
             q, k, v = qkv(half, Lq, 100, 64, Hq=heads, Hkv=1)
             plan = harken.explain(q, k, v, device="cuda")
             assert plan.kernel == chosen

@@ -179,7 +179,7 @@ def test_what_it_lacks_is_said() -> None:
         (qkv(half, 8, 8, 20), {}, "takes channels in multiples of 8"),
         (qkv(half, 8, 8, 16, 0), {}, "takes channels in multiples of 8"),
         ((q, k, v), {"bias": np.zeros((8, 8))}, "takes a bias of q's type or of float32"),
-        ((poisoned(q, 3), k, v), {}, rows),
+        ((poisoned(q, 3), k, v), {}, "takes rows at multiples of 16 bytes"),
         ((q, np.broadcast_to(k[:, :1], k.shape), v), {}, rows),
         ((q, k, v), {"out": np.zeros((1, 8, 20), half)[..., :16]}, "takes rows at multiples of 16 bytes"),
         ((many, many[:, :1], many), {}, "takes two axes of batch rows at most"),

@@ -11,7 +11,7 @@ namespace {
 constexpr int64_t most_blocks = (int64_t(1) << 31) - 1;
 
 // Does every row begin at a multiple of 16 bytes, its numbers side by side? Where it is to be staged it will.
-bool lies_well(const Problem& p, const View& view, int64_t heads, int64_t rows, int64_t channels) {
+inline bool lies_well(const Problem& p, const View& view, int64_t heads, int64_t rows, int64_t channels) {
   if (p.batches == 0 || heads == 0 || rows == 0 || channels == 0) return true;
   int64_t bits = reinterpret_cast<intptr_t>(view.data);
   for (int axis = 0; axis < p.batch_axes; ++axis) bits |= p.batch_shape[axis] > 1 ? view.batch[axis] : 0;
@@ -20,7 +20,7 @@ bool lies_well(const Problem& p, const View& view, int64_t heads, int64_t rows, 
 }
 
 // What the problem asks that none of them does; null: nothing.
-const char* lacks_of_tiles(const Problem& p) {
+inline const char* lacks_of_tiles(const Problem& p) {
   const Type type = p.type;
   const int64_t numbers = chunk_bytes / size_of(type);
   if (p.q.type != type || p.k.type != type || p.v.type != type || p.out.type != type)
@@ -39,7 +39,7 @@ const char* lacks_of_tiles(const Problem& p) {
 }
 
 // The same of those for numbers of 2 bytes.
-const char* lacks_of_halves(const Problem& p) {
+inline const char* lacks_of_halves(const Problem& p) {
   if (p.type != Type::f16 && p.type != Type::bf16) return "takes float16 and bfloat16 alone";
   return lacks_of_tiles(p);
 }
