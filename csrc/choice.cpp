@@ -48,11 +48,12 @@ constexpr Crossing matrix_from[2][3][2] = {
 // 0.97 x, 160 1.06; 64 channels 129 0.96, 144 1.00, 160 1.10; 128 channels 128 0.97 to 1.1, 144 0.96 to 1.06.
 constexpr int64_t causal_keys = 160;
 
-// Decoding bfloat16 by tiles costs up to four rows of a group the same, and four more little; vectors cost each row its
-// own time. One thread, 128 channels, vectors over tiles with 4096 keys: 1 row 0.5, 4 rows 0.93, 8 rows 1.2, 16 rows
-// 1.33; with 65536 0.60, 0.78, 0.97, 1.2. How many heads share the keys may not decide (the bits of a row), so the
-// queries do: from three on, those of a few heads are many rows.
-constexpr int64_t bf16_part_queries = 3, bf16_part_keys = 1024;
+// Decoding bfloat16 by tiles costs up to 8 rows of a group the same, and more of them little; vectors cost each row its
+// own time. One thread, 64 and 128 channels, vectors over tiles from 128 to 2048 keys: 1 row 0.5 to 0.75, 2 rows 0.7 to
+// 0.8, 3 and 4 rows 0.9 to 1.1, 8 rows 1.25 to 1.6, 16 rows 1.5 to 2. How many heads share the keys may not decide (the
+// bits of a row), so the queries do: from three on, those of a few heads are many rows. The matrix form over
+// tiles, 3 or 4 queries: 1.0 to 1.6, of many heads with 64 channels 0.85.
+constexpr int64_t bf16_part_queries = 3, bf16_part_keys = 128;
 
 // Additive scores cost the same a lane in both forms, but for what they do besides: tiled over decode, with as many
 // lanes at work, 0.8 to 0.95 x. AVX-512, 128 channels, 8 queries 1.27, 12 1.02, 16 0.86, 20 1.18, 24 1.15, 32 0.81;

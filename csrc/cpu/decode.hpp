@@ -55,7 +55,7 @@ struct Chunk {
   int n;
 };
 
-// One chunk of keys joins the state of R rows: the page.
+// One chunk of keys joins the state of R rows: the page. With an engine S is there already, and P is left to it.
 template <class T, class E, int R>
 inline void absorb_rows(const Problem& p, const Head<T>* heads, const DecodeWorkspace<T>& work,
                         const DecodeRows<T>& rows, const Chunk<E>& at, bool careful, bool& hidden, Ahead next_V,
@@ -68,23 +68,24 @@ inline void absorb_rows(const Problem& p, const Head<T>* heads, const DecodeWork
 
   bool edge = at.n % keys != 0;
   alignas(64) T key[lanes<T>], position[lanes<T>], first[lanes<T>], end[lanes<T>], slope[lanes<T>], top[lanes<T>];
-  Interval of = {};
-  for (int lane = 0; lane < lanes<T>; ++lane) {
-    const int64_t r = least(rows.r0 + lane / keys, rows.last);
-    const Head<T>& head = heads[r / p.Lq];
-    if (lane % keys == 0) of = seen(head.sight, r % p.Lq, at.k0, at.k0 + at.n, masked);
+  for (int r = 0; r < R; ++r) {
+    const int64_t of_task = least(rows.r0 + r, rows.last), i = of_task % p.Lq;
+    const Head<T>& head = heads[of_task / p.Lq];
+    const Interval of = seen(head.sight, i, at.k0, at.k0 + at.n, masked);
     edge |= of.first > at.k0 || of.end < at.k0 + at.n;
-    key[lane] = T(lane % keys);
-    position[lane] = T(r % p.Lq + head.sight.q_start - at.k0);
-    first[lane] = T(of.first - at.k0);
-    end[lane] = T(of.end - at.k0);
-    slope[lane] = head.modifiers.slope;
-    top[lane] = -infinity;
+    for (int k = 0; k < keys; ++k) {
+      const int lane = r * keys + k;
+      key[lane] = T(k);
+      position[lane] = T(i + head.sight.q_start - at.k0);
+      first[lane] = T(of.first - at.k0);
+      end[lane] = T(of.end - at.k0);
+      slope[lane] = head.modifiers.slope;
+      top[lane] = -infinity;
+    }
   }
   hidden |= edge || masked;
   Tile<T> tile = {rows.S, lanes<T>, take(key), T(keys), position, first, end, slope, nullptr, nullptr};
 
-  constexpr bool tiles = Engine::exists && sizeof(E) <= 2 && !__is_same(E, f16) && R == part_rows;
   if (heads[0].additive) {
     const T* w[R];
     Lanes<T> power;
@@ -94,10 +95,7 @@ inline void absorb_rows(const Problem& p, const Head<T>* heads, const DecodeWork
       power[lane] = of_head.power;
     }
     additive_scores_of_rows<T, R>(*work.additive, w, rows.Q, *rows.additive, power, at.D, rows.S, rows.seen);
-  } else if (tiles && work.in_parts) {
-    if constexpr (tiles)
-      scores_in_parts<Engine>(at.K, at.K_step, at.n, rows.Q, rows.parts, rows.counts, at.D, rows.S, work.part, next_V);
-  } else {
+  } else if (!work.in_parts) {
     scores_of_rows<T, E, R>(at.K, at.K_step, at.n, rows.Q, at.D, rows.S, next_V);
   }
   if (work.of_K.scale.by_row()) scale_keys<T, R>(rows.S, registers, work.factor_K);
@@ -138,9 +136,7 @@ inline void absorb_rows(const Problem& p, const Head<T>* heads, const DecodeWork
     tile.S = rows.seen;
     hide(tile, all, true);
   }
-  if constexpr (tiles) {
-    if (work.in_parts) return;  // all groups take their values together
-  }
+  if (work.in_parts) return;
   if (!careful) {
     constexpr int X = sums_held / R < 8 ? sums_held / R : 8;
     values_in_slices<T, E, R, X>(at.V, at.V_step, at.n, rows.S, rows.O, at.Dv, 0, next_K);
@@ -149,33 +145,46 @@ inline void absorb_rows(const Problem& p, const Head<T>* heads, const DecodeWork
   selected_values_of_rows<T, E, R>(at.V, at.V_step, at.n, rows.S, rows.seen, rows.O, at.Dv);
 }
 
-// O += P V of all groups by tiles, 64 channels at a time.
-template <class E>
-inline void absorb_values(const DecodeWorkspace<float>& work, const DecodeRows<float>* groups, int count,
-                          const Chunk<E>& at, bool careful, Ahead next_K) {
-  auto weights = [&](int g) { return work.part.P + 2 * g * tile_bytes; };
-  for (int g = 0; g < count; ++g) {
-    float* const P = groups[g].S;
-    for (int i = (at.n + 3) / 4; i < chunk / 4; ++i) put(P + i * lanes<float>, F32{});
-    for (int i = 0; careful && i < (at.n + 3) / 4 * lanes<float>; ++i)
-      if (groups[g].seen[i] != 0) P[i] = 0;
-    pack_weights(E{}, P, weights(g), groups[g].counts + 16);
+// A chunk by tiles: S of all groups, and when that has become P, O += P V. Values of bfloat16 are brought beside keys,
+// so that two streams run at once.
+template <class M, class E>
+inline void multiply_keys(const PartSpace& space, const Chunk<E>& at, Ahead K, Ahead V) {
+  if constexpr (__is_same(E, int8_t)) {
+    for (int g = 0; g < space.count; ++g, V.at = nullptr) multiply_keys<M>(at.K, at.K_step, at.n, at.D, space, g, V);
+  } else {
+    Bringing values = {at.V, at.V_step, at.n, at.Dv, space.V, 0};
+    auto two_rows = [&]() __attribute__((always_inline)) {
+      for (int i = 0; K.at && i < 2; ++i) K.row(), V.row();
+      values.template two_rows<M>();
+    };
+    for (int g = 0; g < space.count; g += space.groups_of(space.q_parts))
+      multiply_keys<M>(at.K, at.K_step, at.n, at.D, space, g, g == 0 ? chunk / 2 : 0, two_rows);
   }
-  for (int64_t d = 0; d < at.Dv; d += 64) {
-    const int channels = int(least(64, at.Dv - d));
-    bring_values<Engine>(at.V + d, at.V_step, at.n, channels, work.part.V, next_K);
-    next_K.at = nullptr;
-    for (int g = 0; g < count; ++g)
-      values_in_parts<Engine>(at.V, at.V_step, at.n, groups[g].S, careful ? groups[g].seen : nullptr, weights(g),
-                              groups[g].counts + 16, groups[g].O, at.Dv, d, channels, work.part);
+}
+template <class M, class E>
+inline void multiply_values(const PartSpace& space, const Chunk<E>& at, bool careful, Ahead ahead) {
+  const int registers = (at.n + 3) / 4;
+  for (int g = 0; g < space.count; ++g) {
+    const PartRows& rows = space.groups[g];
+    for (int i = registers; i < chunk / 4; ++i) put(rows.S + i * lanes<float>, F32{});
+    for (int i = 0; careful && i < registers * lanes<float>; ++i)
+      if (rows.seen[i] != 0) rows.S[i] = 0;
+    pack_weights(E{}, space, g);
+  }
+  for (int64_t d = 0; d < at.Dv; d += 64, ahead.at = nullptr) {
+    if constexpr (__is_same(E, int8_t)) bring_values<M>(at.V + d, at.V_step, at.n, space.V, ahead);
+    for (int g = 0; g < space.count; g += space.groups_of(space.P_parts))
+      multiply_values<M>(at.V, at.V_step, at.n, careful, at.Dv, d, space, g);
   }
 }
 
 // All rows of a task against its keys, in chunks; the groups of rows take turns at each chunk while it is near.
 template <class T, class E>
-inline bool absorb_keys(const Problem& p, const Task& task, const Head<T>* heads, const DecodeWorkspace<T>& work,
-                        const DecodeRows<T>* groups, int count, bool copy, bool careful, bool& hidden) {
-  const Head<T>& head = heads[0];
+inline bool absorb_keys(const Problem& p, const Task& task, const DecodeSpace<T>& space, bool copy, bool careful,
+                        bool& hidden) {
+  const Head<T>*const heads = space.heads, &head = heads[0];
+  const DecodeWorkspace<T>& work = space.work;
+  constexpr bool tiles = Engine::exists && sizeof(T) == sizeof(float) && (__is_same(E, int8_t) || __is_same(E, bf16));
   const int64_t D = up(p.D, lanes<T>), Dv = up(p.Dv, lanes<T>);
   const int64_t bytes = p.batches * p.Hkv * p.Lk * (p.D + p.Dv) * int64_t(sizeof(E));
   const bool beyond_L2 = !copy && bytes > (4 << 20);
@@ -217,50 +226,66 @@ inline bool absorb_keys(const Problem& p, const Task& task, const Head<T>* heads
     }
     if (work.of_K.scale.by_row()) read_factors(work.of_K, k, n, up(n, lanes<T>), work.factor_K);
     if (work.of_V.scale.by_row()) read_factors(work.of_V, k, n, up(n, lanes<T>), work.factor_V);
-    const bool prefetch = beyond_L2 || work.in_parts;
-    const Ahead next_K = {prefetch && k + 2 * chunk <= end ? head.K.page(k + chunk).at(k + chunk, 0) : nullptr,
-                          head.K.row, p.D * int64_t(sizeof(E)), work.in_parts};
-    for (int g = 0; g < count; ++g) {
-      bool ahead = prefetch && g == 0;
-      Ahead V = {ahead && even ? (const char*)at.V : nullptr, head.V.row, p.Dv * int64_t(sizeof(E)), work.in_parts};
-      Ahead K = next_K;
-      if (g > 0) K.at = nullptr;
-      switch (groups[g].count) {
+    const bool terms = work.in_parts && __is_same(E, bf16), digits = work.in_parts && !terms;
+    const int64_t K_bytes = p.D * int64_t(sizeof(E)), V_bytes = p.Dv * int64_t(sizeof(E)), next = k + chunk;
+    // Two streams of terms run at once already; that of rows which lie apart the processor does not foresee.
+    const bool prefetch = terms ? beyond_L2 && head.K.row != K_bytes : beyond_L2 || digits, more = next + chunk <= end;
+    auto ahead = [&](const Stored& M, int64_t bytes, int64_t i, bool wanted) -> Ahead {
+      return {prefetch && wanted ? M.page(i).at(i, 0) : nullptr, M.row, bytes, digits};
+    };
+    const Ahead K = ahead(head.K, K_bytes, next, more);
+    const Ahead V = terms ? ahead(head.V, V_bytes, next, more) : ahead(head.V, V_bytes, k, even);
+    if constexpr (tiles)
+      if (work.in_parts) multiply_keys<Engine>(work.part, at, K, V);
+    for (int g = 0; g < space.count; ++g) {
+      const DecodeRows<T>& rows = space.groups[g];
+      const Ahead none = {}, of_V = g == 0 ? V : none, of_K = g == 0 ? K : none;
+      switch (rows.count) {
         case 4:
-          if constexpr (lanes<T> >= 4) absorb_rows<T, E, 4>(p, heads, work, groups[g], at, careful, hidden, V, K);
+          if constexpr (lanes<T> >= 4) absorb_rows<T, E, 4>(p, heads, work, rows, at, careful, hidden, of_V, of_K);
           break;
-        case 2: absorb_rows<T, E, 2>(p, heads, work, groups[g], at, careful, hidden, V, K); break;
-        default: absorb_rows<T, E, 1>(p, heads, work, groups[g], at, careful, hidden, V, K);
+        case 2: absorb_rows<T, E, 2>(p, heads, work, rows, at, careful, hidden, of_V, of_K); break;
+        default: absorb_rows<T, E, 1>(p, heads, work, rows, at, careful, hidden, of_V, of_K);
       }
     }
-    if constexpr (Engine::exists && (__is_same(E, int8_t) || __is_same(E, bf16)))
-      if (work.in_parts) absorb_values(work, groups, count, at, careful, next_K);
+    if constexpr (tiles)
+      if (work.in_parts) multiply_values<Engine>(work.part, at, careful, K);
   }
   return true;
 }
 
 // Keys and values are read where they lie if they are whole registers of one type; else chunk by chunk from a copy.
 template <class T>
-inline bool absorb_stored(const Problem& p, const Task& task, const Head<T>* heads, const DecodeWorkspace<T>& work,
-                          const DecodeRows<T>* groups, int count, bool careful, bool& hidden) {
-  const Head<T>& head = heads[0];
+inline bool absorb_stored(const Problem& p, const Task& task, const DecodeSpace<T>& space, bool careful, bool& hidden) {
+  const Head<T>& head = space.heads[0];
   if constexpr (Engine::exists && sizeof(T) == sizeof(float))
-    if (work.in_parts) {
+    if (space.work.in_parts) {
       if (head.K.type == Type::i8) {
         const bool copy = !plain<int8_t>(head.K, Type::i8) || !plain<int8_t>(head.V, Type::i8);
-        return absorb_keys<T, int8_t>(p, task, heads, work, groups, count, copy, careful, hidden);
+        return absorb_keys<T, int8_t>(p, task, space, copy, careful, hidden);
       }
       const bool copy = !plain<bf16>(head.K, Type::bf16) || !plain<bf16>(head.V, Type::bf16);
-      return absorb_keys<T, bf16>(p, task, heads, work, groups, count, copy, careful, hidden);
+      return absorb_keys<T, bf16>(p, task, space, copy, careful, hidden);
     }
   const bool whole = p.D % lanes<T> == 0 && p.Dv % lanes<T> == 0 && !head.cosine && !head.additive;
 #define HARKEN_ABSORB(name, cpp, numpy, compute)                                               \
   if constexpr (__is_same(T, compute))                                                         \
     if (whole && plain<cpp>(head.K, Type::name) && plain<cpp>(head.V, Type::name))             \
-      return absorb_keys<T, cpp>(p, task, heads, work, groups, count, false, careful, hidden);
+      return absorb_keys<T, cpp>(p, task, space, false, careful, hidden);
   HARKEN_KEY_TYPES(HARKEN_ABSORB)
 #undef HARKEN_ABSORB
-  return absorb_keys<T, T>(p, task, heads, work, groups, count, true, careful, hidden);
+  return absorb_keys<T, T>(p, task, space, true, careful, hidden);
+}
+
+// Q of all groups as tiles of its parts.
+inline void bring_queries(const Problem& p, const DecodeSpace<float>& space) {
+  const PartSpace& part = space.work.part;
+  for (int r = 0; r < part.count * part_rows; ++r) {
+    const DecodeRows<float>& rows = space.groups[r / part_rows];
+    part.scale[r] = float(space.heads[least(rows.r0 + r % part_rows, rows.last) / p.Lq].scale);
+  }
+  for (int g = 0; g < part.count; g += part.groups_of(part.q_parts))
+    p.k.type == Type::i8 ? pack_queries(int8_t(), part, g, p.D) : pack_queries(bf16{}, part, g, p.D);
 }
 
 template <class T>
@@ -285,7 +310,9 @@ inline void attend_decode(const Problem& p, const Plan& plan, int64_t index, cha
   bool careful = false, hidden = false;
   for (bool again = true; again;) {
     for (int g = 0; g < space.count; ++g) start(p, space.heads, space.work, space.groups[g]);
-    if (!absorb_stored(p, task, space.heads, space.work, space.groups, space.count, careful, hidden)) return;
+    if constexpr (Engine::exists && sizeof(T) == sizeof(float))
+      if (space.work.in_parts) bring_queries(p, space);
+    if (!absorb_stored(p, task, space, careful, hidden)) return;
     again = false;
     if (hidden && !careful)  // 0 times NaN, as in attend_tiled
       for (int g = 0; g < space.count; ++g)

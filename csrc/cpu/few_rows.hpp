@@ -3,8 +3,9 @@
 
 #include "additive_product.hpp"
 #include "attend.hpp"
-#include "part_product.hpp"
+#include "digit_product.hpp"
 #include "row_product.hpp"
+#include "term_product.hpp"
 
 namespace harken {
 namespace {
@@ -31,8 +32,6 @@ struct DecodeRows {
   int count;         // registers' rows: 4, 2 or 1. Three rows are four, the last one twice, and it is left once
   T *Q, *O;          // [count][D], [count][Dv], D and Dv rounded up to registers
   T *S, *seen;       // [chunk / keys][lanes]
-  char* parts;       // Q as tiles of its parts,
-  float* counts;     // [16] and what each of these counts, and [4] the sums over the parts of P
   T *m, *l, *limit;  // [lanes], alike in all lanes of a row; l: [count][lanes], one sum for each residue of the key
   AdditiveQueries<T>* additive;
 };
@@ -42,6 +41,12 @@ struct DecodeRows {
 template <class T>
 inline bool parted(const Head<T>& head) {
   return head.K.type == Type::bf16 && !head.additive;
+}
+
+// Does the scale of a row wait for sums, because q without it has fewer terms?
+template <class T>
+inline bool scaled_in_sums(const Head<T>& head, const DecodeWorkspace<T>& work) {
+  return work.in_parts && head.K.type == Type::bf16;
 }
 
 inline int rows_of_group(int64_t left, int most_rows) {
@@ -56,6 +61,31 @@ struct DecodeSpace {
   DecodeRows<T>* groups;
   int count;
 };
+
+// The same for products by parts; bytes(n) gives n bytes, which are only counted if there are no `groups` yet.
+template <class Bytes>
+inline void set_up(const Problem& p, DecodeSpace<float>& space, Bytes bytes, const DecodeRows<float>* groups) {
+  const bool terms = p.k.type == Type::bf16;
+  PartSpace& part = space.work.part;
+  part.count = space.count;
+  part.q_parts = terms && p.type == Type::bf16 && (!p.k_scale.data || p.k_scale.row != 0) ? 1 : 4;
+  part.P_parts = terms && p.type == Type::bf16 ? 2 : 4;
+  auto sets = [&](int parts) {
+    const int groups = part.groups_of(parts);
+    return (part.count + groups - 1) / groups;
+  };
+  part.groups = (PartRows*)bytes(part.count * sizeof(PartRows));
+  part.scale = (float*)bytes(part.count * part_rows * sizeof(float));
+  part.counts = (float*)bytes(sets(part.q_parts) * tile_rows * sizeof(float));
+  part.from = (float*)bytes(sets(part.P_parts) * part_rows * sizeof(float));
+  part.queries = bytes(sets(part.q_parts) * tile_rows * p.D * size_of(p.k.type));
+  part.weights = bytes(sets(part.P_parts) * (terms ? 2 : 1) * tile_bytes);
+  part.K = bytes(tile_rows * p.D * size_of(p.k.type));
+  part.V = bytes(terms ? most(p.D, up(p.Dv, 64)) / 8 * tile_bytes : 4 * tile_bytes);
+  part.sums = (float*)bytes(4 * tile_bytes);
+  for (int g = 0; groups && g < part.count; ++g)
+    part.groups[g] = {groups[g].Q, groups[g].S, groups[g].seen, groups[g].O};
+}
 
 // Takes what a task needs from `from`, or with from == nullptr only counts the bytes.
 template <class T>
@@ -87,9 +117,6 @@ inline int64_t set_up(const Problem& p, char* from, DecodeSpace<T>& space) {
   work.factor_K = array(chunk + lanes<T>);
   work.factor_V = array(chunk + lanes<T>);
   work.in_parts = Engine::exists && decoded_in_parts(p);
-  const int64_t wide = work.in_parts ? (p.k.type == Type::i8 ? 1 : 2) : 0;  // bytes of a number
-  work.part = {bytes(16 * wide * p.D), bytes(work.in_parts ? up(rows, part_rows) / 2 * tile_bytes : 0),
-               bytes(8 * tile_bytes), bytes(4 * tile_bytes)};
   space.heads = (Head<T>*)bytes(heads * sizeof(Head<T>));
   space.groups = (DecodeRows<T>*)bytes(rows * sizeof(DecodeRows<T>));
   space.count = 0;
@@ -102,8 +129,6 @@ inline int64_t set_up(const Problem& p, char* from, DecodeSpace<T>& space) {
     group.S = array(chunk * 4);
     group.seen = array(chunk * 4);
     group.O = array(group.count * Dv);
-    group.parts = bytes(16 * wide * p.D);
-    group.counts = (float*)bytes(work.in_parts ? 80 : 0);
     T** states[] = {&group.m, &group.l, &group.limit};
     for (T** state : states) *state = array(group.count * lanes<T>);
     if (p.score == Score::additive) {
@@ -116,6 +141,8 @@ inline int64_t set_up(const Problem& p, char* from, DecodeSpace<T>& space) {
     ++space.count;
     r += group.count;
   }
+  if constexpr (sizeof(T) == sizeof(float))
+    if (work.in_parts) set_up(p, space, bytes, from ? space.groups : nullptr);
   return used;
 }
 
@@ -128,6 +155,7 @@ inline void start(const Problem& p, const Head<T>* heads, const DecodeWorkspace<
     T* q = rows.Q + r * D;
     compact(head.Q, of_task % p.Lq, 1, p.D, D, head.cosine, q);
     if (work.of_K.scale.data && !work.of_K.scale.by_row()) scale_row(work.of_K.scale, 0, p.D, q);
+    if (scaled_in_sums(head, work)) continue;
     for (int64_t d = 0; d < D; d += lanes<T>) put(q + d, take(q + d) * fill(T(head.scale)));
     if (parted(head) && !work.in_parts) part(q, 1, D);
   }
@@ -136,14 +164,6 @@ inline void start(const Problem& p, const Head<T>* heads, const DecodeWorkspace<
     for (int r = 0; r < rows.count; ++r) finite[r] = work.w[least(rows.r0 + r, rows.last) / p.Lq].finite;
     measure_rows(finite, rows.Q, D, rows.count, *rows.additive);
   }
-  if constexpr (Engine::exists && sizeof(T) == sizeof(float))
-    if (work.in_parts) {
-      if (heads[0].K.type == Type::i8) {
-        pack_queries<int8_t>(rows.Q, D, rows.parts, rows.counts);
-      } else {
-        pack_queries<bf16>(rows.Q, D, rows.parts, rows.counts);
-      }
-    }
   for (int64_t d = 0; d < rows.count * Dv; d += lanes<T>) put(rows.O + d, Lanes<T>{});
   put(rows.m, fill(T(-infinity)));
   put(rows.limit, fill(T(-infinity)));
