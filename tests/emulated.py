@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from harken.cuda import library
+from harken.cuda import interface
 
 CUDA = Path(__file__).parents[1] / "csrc" / "cuda"
 KERNELS = ("decode", "hopper", "portable", "tf32", "simple")
@@ -65,12 +65,12 @@ def card(kernel: str | None = "simple") -> Iterator[None]:
     wanted = {"HARKEN_CUDA_LIBRARY": str(built()), "HARKEN_CUDA_KERNEL": kernel}
     before = {name: os.environ.get(name) for name in wanted}
     put(wanted)
-    library.load.cache_clear()
+    interface.load.cache_clear()
     try:
         yield
     finally:
         put(before)
-        library.load.cache_clear()
+        interface.load.cache_clear()
 
 
 def put(variables: dict[str, str | None]) -> None:

@@ -18,10 +18,10 @@ from compare import qkv
 
 import harken
 import harken.cuda
-from harken.cuda import cards, library
+from harken.cuda import cards, interface
 
 ROOT = Path(__file__).parents[1]
-BUILT = Path(library.__file__).with_name("libharken_cuda.so")
+BUILT = Path(interface.__file__).with_name("libharken_cuda.so")
 compiled = pytest.mark.skipif(not emulated.able(), reason="no g++ to compile the emulator with")
 with_kernels = pytest.mark.skipif(not BUILT.exists(), reason="this build has no CUDA kernels")
 
@@ -38,9 +38,9 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No variable of the shell decides, and nothing that a test loads stays."""
     for name in ("HARKEN_CUDA_LIBRARY", "HARKEN_CUDA_KERNEL"):
         monkeypatch.delenv(name, raising=False)
-    library.load.cache_clear()
+    interface.load.cache_clear()
     yield
-    library.load.cache_clear()
+    interface.load.cache_clear()
 
 
 def source_hash(kernel: str) -> str:
@@ -84,21 +84,21 @@ def test_a_library_that_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 @with_kernels
 def test_the_library_answers_politely() -> None:
-    loaded = library.load()
+    loaded = interface.load()
     assert [kernel["name"] for kernel in harken.cuda.kernels()] == list(emulated.KERNELS)
     status, words = loaded.status("cards", ctypes.c_int32())
-    assert (status == library.OK) or (status == library.NO_CARD and words)
+    assert (status == interface.OK) or (status == interface.NO_CARD and words)
     assert harken.cuda.kernels()[-1]["capability"] == "8.0 or newer"
-    if status != library.OK:
+    if status != interface.OK:
         assert harken.cuda.why_not() == words
-        assert loaded.status("allocate", 0, 16, None, ctypes.c_void_p())[0] == library.NO_CARD
+        assert loaded.status("allocate", 0, 16, None, ctypes.c_void_p())[0] == interface.NO_CARD
 
 
 @with_kernels
 def test_the_library_exports_its_interface_alone() -> None:
     symbols = subprocess.run(["nm", "-D", "--defined-only", BUILT], check=True, capture_output=True, text=True).stdout
     names = {line.split()[-1] for line in symbols.splitlines()}
-    wanted = {f"harken_cuda_{name}" for name in (*library.FUNCTIONS, "interface", "build", "error", "kernels")}
+    wanted = {f"harken_cuda_{name}" for name in (*interface.FUNCTIONS, "interface", "build", "error", "kernels")}
     assert names == wanted
     needed = subprocess.run(["readelf", "-d", BUILT], check=True, capture_output=True, text=True).stdout
     assert "libcuda" not in needed
@@ -212,8 +212,8 @@ def test_what_only_the_cpu_computes() -> None:
 @compiled
 @pytest.mark.usefixtures("emulator")
 def test_versions_must_agree() -> None:
-    loaded = library.load()
-    call: Any = library.Call(None, 8, 1, None, 0)
+    loaded = interface.load()
+    call: Any = interface.Call(None, 8, 1, None, 0)
     status, words = loaded.status("attend", ctypes.byref(call))
-    assert status == library.MISUSED
+    assert status == interface.MISUSED
     assert "different versions" in words

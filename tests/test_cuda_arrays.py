@@ -18,7 +18,7 @@ from exporter import Exporter
 import harken
 import harken.cuda
 from harken._load import core
-from harken.cuda.library import load
+from harken.cuda.interface import load
 
 pytestmark = pytest.mark.skipif(not emulated.able(), reason="no g++ to compile the emulator with")
 

@@ -91,7 +91,7 @@ def test_kept_in_less(kept: str) -> None:
 def there(x: Any) -> Any:
     """A copy of the array on the card."""
     from harken.cuda.arrays import make_there
-    from harken.cuda.library import load
+    from harken.cuda.interface import load
 
     made = make_there(0, 0, x.shape, x.dtype, False)
     load().call("copy", 0, made.__array_interface__["data"][0], np.ascontiguousarray(x).ctypes.data, x.nbytes, None)

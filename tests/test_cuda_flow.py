@@ -16,7 +16,7 @@ from compare import check, poisoned, qkv, same_bits
 import harken
 import harken.cuda
 from harken import masks
-from harken.cuda.library import load
+from harken.cuda.interface import load
 
 pytestmark = pytest.mark.skipif(not emulated.able(), reason="no g++ to compile the emulator with")
 
