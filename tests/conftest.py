@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
 from collections.abc import Iterator
 from typing import Any
 
+import emulated
 import libraries
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from compare import DTYPES, forced
 from contender import BENCH
 
 import harken
+import harken.cuda
 
 os.environ["KERAS_BACKEND"] = "numpy"  # Keras reads both when it is imported, by whichever test
 os.environ["KERAS_HOME"] = os.devnull  # so that it writes no settings into the home folder
@@ -31,6 +34,22 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 def dtype(request: pytest.FixtureRequest) -> np.dtype[Any]:
     """One of the four storage types."""
     return DTYPES[request.param]
+
+
+@pytest.fixture(params=["float16", "bfloat16"])
+def half(request: pytest.FixtureRequest) -> np.dtype[Any]:
+    """One of the two storage types of 2 bytes."""
+    return DTYPES[request.param]
+
+
+@pytest.fixture
+def emulator() -> Iterator[None]:
+    """The emulator as the card, on which nothing is left in the end."""
+    with emulated.card():
+        before = harken.cuda.devices()[0]["free"]
+        yield
+        gc.collect()
+        assert harken.cuda.devices()[0]["free"] == before
 
 
 @pytest.fixture(

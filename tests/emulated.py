@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from harken.cuda import interface
 
@@ -59,6 +62,9 @@ def able() -> bool:
     return shutil.which("g++") is not None
 
 
+needed = pytest.mark.skipif(not able(), reason="no g++ to compile the emulator with")
+
+
 @contextmanager
 def card(kernel: str | None = "simple") -> Iterator[None]:
     """Inside, "cuda" is the emulator, and this kernel computes."""
@@ -71,6 +77,17 @@ def card(kernel: str | None = "simple") -> Iterator[None]:
     finally:
         put(before)
         interface.load.cache_clear()
+
+
+def throughout(kernel: str) -> Any:
+    """A fixture for a module: in each of its tests "cuda" is the emulator, and this kernel computes."""
+
+    @pytest.fixture(autouse=True)
+    def forced() -> Iterator[None]:
+        with card(kernel):
+            yield
+
+    return forced
 
 
 def put(variables: dict[str, str | None]) -> None:

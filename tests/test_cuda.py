@@ -22,15 +22,7 @@ from harken.cuda import cards, interface
 
 ROOT = Path(__file__).parents[1]
 BUILT = Path(interface.__file__).with_name("libharken_cuda.so")
-compiled = pytest.mark.skipif(not emulated.able(), reason="no g++ to compile the emulator with")
 with_kernels = pytest.mark.skipif(not BUILT.exists(), reason="this build has no CUDA kernels")
-
-
-@pytest.fixture
-def emulator() -> Iterator[None]:
-    """The emulator as the card."""
-    with emulated.card():
-        yield
 
 
 @pytest.fixture(autouse=True)
@@ -125,7 +117,7 @@ def test_the_build_knows_its_source() -> None:
     }
 
 
-@compiled
+@emulated.needed
 def test_only_what_was_checked_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = qkv(np.float32, 2, 3)
     record = {"kernel": "simple", "source": "emulated", "card": "emulator", "capability": "9.0", "date": "2026-01-01"}
@@ -151,7 +143,7 @@ def test_only_what_was_checked_is_chosen(monkeypatch: pytest.MonkeyPatch) -> Non
 # --- with one ---
 
 
-@compiled
+@emulated.needed
 @pytest.mark.usefixtures("emulator")
 def test_facts_of_a_card() -> None:
     assert harken.cuda.why_not() is None
@@ -161,7 +153,7 @@ def test_facts_of_a_card() -> None:
     assert harken.info()["cuda"]["available"]
 
 
-@compiled
+@emulated.needed
 @pytest.mark.usefixtures("emulator")
 def test_the_plan() -> None:
     q, k, v = qkv(np.float32, 20, 30, 16, 300, Hq=4, Hkv=2)
@@ -171,7 +163,7 @@ def test_the_plan() -> None:
     assert "forced by HARKEN_CUDA_KERNEL" in str(plan)
 
 
-@compiled
+@emulated.needed
 @pytest.mark.usefixtures("emulator")
 def test_out_of_memory_leaves_the_card_usable() -> None:
     q, k, v = qkv(np.float32, 2, 3)
@@ -184,7 +176,7 @@ def test_out_of_memory_leaves_the_card_usable() -> None:
     assert harken.cuda.devices()[0]["free"] == free
 
 
-@compiled
+@emulated.needed
 @pytest.mark.usefixtures("emulator")
 @pytest.mark.parametrize(
     ("device", "error", "words"),
@@ -201,7 +193,7 @@ def test_wrong_devices(device: str, error: type[Exception], words: str) -> None:
     assert str(raised.value) == words
 
 
-@compiled
+@emulated.needed
 @pytest.mark.usefixtures("emulator")
 def test_what_only_the_cpu_computes() -> None:
     q, k, v = (x.swapaxes(0, 1) for x in qkv(np.float32, 4, 4))
@@ -209,7 +201,7 @@ def test_what_only_the_cpu_computes() -> None:
         harken.attention_varlen(q, k, v, [0, 2, 4], device="cuda")
 
 
-@compiled
+@emulated.needed
 @pytest.mark.usefixtures("emulator")
 def test_versions_must_agree() -> None:
     loaded = interface.load()
