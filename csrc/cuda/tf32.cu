@@ -156,20 +156,15 @@ auto formed(const Problem& p, Body body) {
   return p.precision == Precision::medium ? formed<1>(p, body) : formed<2>(p, body);
 }
 
-const char* lacks(const Problem& p) {
-  if (p.type != Type::f32) return "takes float32 alone";
-  if (p.pages.table.data || p.pages.origins.data) return "takes no keys in pages";
-  if (const char* what = lacks_of_tiles(p)) return what;
-  if (formed(p, [&](auto form) { return tasks_of<decltype(form)>(p); }) > most_blocks)
-    return "takes 2^31 tiles at most";
-  return nullptr;
+Grid grid(const Problem& p) {
+  return formed(p, [&](auto form) { return grid_of<decltype(form)>(p); });
 }
 
-Grid grid(const Problem& p) {
-  return formed(p, [&](auto form) {
-    using Form = decltype(form);
-    return Grid{tasks_of<Form>(p), threads, shared_bytes<Form>};
-  });
+const char* lacks(const Problem& p) {
+  if (p.type != Type::f32) return "takes float32 alone";
+  if (paged(p)) return "takes no keys in pages";
+  if (const char* what = lacks_of_tiles(p)) return what;
+  return lacks_of_grid(grid(p));
 }
 
 int64_t workspace(const Problem&) { return 0; }
