@@ -99,9 +99,7 @@ attend_portable(HARKEN_CONSTANT Problem p) {
                 load_queries<Form>(A, shared_memory() + queries_at<Form>, strip, step);
               }
             },
-            [&](int64_t key) {
-              return [&head, key](int64_t channel) { return head.V.data + key * head.V.row + channel * head.V.col; };
-            });
+            values_in(head.V));
       });
   leave(p, head, task, state);
 }

@@ -76,18 +76,10 @@ HARKEN_WORD void absorb(const Problem& p, const Head<float>& head, const Task& t
   if (!all || head.modifiers.bias || has_special) look(scores, head, rows, visit.k0);
   mend(scores, head, task.i0, visit.k0, all, p.D);
   const float factor = modify(scores, head, rows, visit.k0);
-  if (!all) {
-#pragma unroll
-    for (int strip = 0; strip < Form::strips; ++strip)
-      for_scores(scores, strip,
-                 [&](float& s, int r, int key) { s = hidden_where_zero(s, float(scores.sees[strip][r] >> key & 1)); });
-  }
+  if (!all) hide(scores);
   exponentiate(state, scores, factor);
   terms::multiply_values(state, scores, values_of<Form>(stage), p.Dv);
-  if (has_special)
-    add_special(state, scores, visit.k0, head.sight.keys, p.Dv, [&](int64_t key) {
-      return [&head, key](int64_t channel) { return head.V.data + key * head.V.row + channel * head.V.col; };
-    });
+  if (has_special) add_special(state, scores, visit.k0, head.sight.keys, p.Dv, values_in(head.V));
 }
 
 // O / l and m + log l. A lane has 4 channels side by side of each 16, which are 16 bytes.
