@@ -1,4 +1,4 @@
-"""What every test may ask for: each backend of this machine, each storage type, the bench's runner."""
+"""What every test may ask for: backends, storage types, libraries, an emulated card, a folder, the bench's runner."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import emulated
@@ -65,6 +66,15 @@ def library(request: pytest.FixtureRequest) -> Iterator[libraries.Library]:
     config.update("jax_enable_x64", True)
     yield made
     config.update("jax_enable_x64", False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder to work in, and the backend as it was."""
+    monkeypatch.chdir(tmp_path)
+    backend = harken.get_backend()
+    yield tmp_path
+    harken.set_backend(backend)
 
 
 @pytest.fixture
