@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from harken.cuda import library
+import pytest
+
+from harken.cuda import interface
 
 CUDA = Path(__file__).parents[1] / "csrc" / "cuda"
 KERNELS = ("decode", "hopper", "portable", "tf32", "simple")
@@ -59,18 +62,32 @@ def able() -> bool:
     return shutil.which("g++") is not None
 
 
+needed = pytest.mark.skipif(not able(), reason="no g++ to compile the emulator with")
+
+
 @contextmanager
 def card(kernel: str | None = "simple") -> Iterator[None]:
     """Inside, "cuda" is the emulator, and this kernel computes."""
     wanted = {"HARKEN_CUDA_LIBRARY": str(built()), "HARKEN_CUDA_KERNEL": kernel}
     before = {name: os.environ.get(name) for name in wanted}
     put(wanted)
-    library.load.cache_clear()
+    interface.load.cache_clear()
     try:
         yield
     finally:
         put(before)
-        library.load.cache_clear()
+        interface.load.cache_clear()
+
+
+def throughout(kernel: str) -> Any:
+    """A fixture for a module: in each of its tests "cuda" is the emulator, and this kernel computes."""
+
+    @pytest.fixture(autouse=True)
+    def forced() -> Iterator[None]:
+        with card(kernel):
+            yield
+
+    return forced
 
 
 def put(variables: dict[str, str | None]) -> None:

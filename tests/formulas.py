@@ -119,39 +119,21 @@ def relu(x: Array) -> Array:
     return np.maximum(x, 0)
 
 
-def encoder_layer(
+def transformer_layer(
     state: State,
     x: Array,
+    memory: Any = None,
+    *,
     H: int,
     G: int,
     who: Array,
+    whom: Any = None,
     act: Any = relu,
     first: bool = False,
     eps: float = 1e-5,
     **more: Any,
 ) -> Array:
-    """TransformerEncoderLayer."""
-
-    def attend(y: Array) -> Array:
-        return heads(inside(state, "self_attn"), y, y, y, H, G, who, **more)[0]
-
-    return sums(state, x, [attend, lambda y: feed(state, y, act)], first, eps)
-
-
-def decoder_layer(
-    state: State,
-    x: Array,
-    memory: Array,
-    H: int,
-    G: int,
-    who: Array,
-    whom: Array,
-    act: Any = relu,
-    first: bool = False,
-    eps: float = 1e-5,
-    **more: Any,
-) -> Array:
-    """TransformerDecoderLayer."""
+    """TransformerEncoderLayer, or with a memory, seen by `whom`, TransformerDecoderLayer; `more` as in `heads`."""
 
     def attend(y: Array) -> Array:
         return heads(inside(state, "self_attn"), y, y, y, H, G, who, **more)[0]
@@ -159,15 +141,10 @@ def decoder_layer(
     def recall(y: Array) -> Array:
         return heads(inside(state, "multihead_attn"), y, memory, memory, H, G, whom)[0]
 
-    return sums(state, x, [attend, recall, lambda y: feed(state, y, act)], first, eps)
+    def feed(y: Array) -> Array:
+        return linear(act(linear(y, state, "linear1.")), state, "linear2.")
 
-
-def feed(state: State, x: Array, act: Any) -> Array:
-    return linear(act(linear(x, state, "linear1.")), state, "linear2.")
-
-
-def sums(state: State, x: Array, parts: list[Any], first: bool, eps: float) -> Array:
-    for n, part in enumerate(parts, 1):
+    for n, part in enumerate([attend, feed] if memory is None else [attend, recall, feed], 1):
         if first:
             x = x + part(layer_norm(x, state, f"norm{n}", eps))
         else:

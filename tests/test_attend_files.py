@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,7 @@ from harken.commands import pieces
 from harken.commands.arrays import open_array
 
 Array = np.ndarray[Any, Any]
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder to work in, and the backend as it was."""
-    monkeypatch.chdir(tmp_path)
-    backend = harken.get_backend()
-    yield tmp_path
-    harken.set_backend(backend)
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def save(random: np.random.Generator, **shapes: tuple[int, ...]) -> dict[str, Array]:
@@ -37,7 +29,7 @@ def save(random: np.random.Generator, **shapes: tuple[int, ...]) -> dict[str, Ar
 
 
 @pytest.fixture
-def qkv() -> dict[str, Array]:
+def qkv(folder: Path) -> dict[str, Array]:
     return save(np.random.default_rng(1), q=(2, 4, 9, 16), k=(2, 2, 13, 16), v=(2, 2, 13, 8))
 
 

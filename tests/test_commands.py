@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +16,7 @@ from harken.commands.progress import clock
 from harken.commands.timing import spoken
 from harken.commands.words import meanings, vectors, words_of
 
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder to work in, and the backend as it was."""
-    monkeypatch.chdir(tmp_path)
-    backend = harken.get_backend()
-    yield tmp_path
-    harken.set_backend(backend)
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def test_demo_tells_what_words_attend_to(tmp_path: Path) -> None:

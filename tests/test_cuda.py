@@ -18,19 +18,11 @@ from compare import qkv
 
 import harken
 import harken.cuda
-from harken.cuda import cards, library
+from harken.cuda import cards, interface
 
 ROOT = Path(__file__).parents[1]
-BUILT = Path(library.__file__).with_name("libharken_cuda.so")
-compiled = pytest.mark.skipif(not emulated.able(), reason="no g++ to compile the emulator with")
+BUILT = Path(interface.__file__).with_name("libharken_cuda.so")
 with_kernels = pytest.mark.skipif(not BUILT.exists(), reason="this build has no CUDA kernels")
-
-
-@pytest.fixture
-def emulator() -> Iterator[None]:
-    """The emulator as the card."""
-    with emulated.card():
-        yield
 
 
 @pytest.fixture(autouse=True)
@@ -38,9 +30,9 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No variable of the shell decides, and nothing that a test loads stays."""
     for name in ("HARKEN_CUDA_LIBRARY", "HARKEN_CUDA_KERNEL"):
         monkeypatch.delenv(name, raising=False)
-    library.load.cache_clear()
+    interface.load.cache_clear()
     yield
-    library.load.cache_clear()
+    interface.load.cache_clear()
 
 
 def source_hash(kernel: str) -> str:
@@ -84,21 +76,21 @@ def test_a_library_that_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 @with_kernels
 def test_the_library_answers_politely() -> None:
-    loaded = library.load()
+    loaded = interface.load()
     assert [kernel["name"] for kernel in harken.cuda.kernels()] == list(emulated.KERNELS)
     status, words = loaded.status("cards", ctypes.c_int32())
-    assert (status == library.OK) or (status == library.NO_CARD and words)
+    assert (status == interface.OK) or (status == interface.NO_CARD and words)
     assert harken.cuda.kernels()[-1]["capability"] == "8.0 or newer"
-    if status != library.OK:
+    if status != interface.OK:
         assert harken.cuda.why_not() == words
-        assert loaded.status("allocate", 0, 16, None, ctypes.c_void_p())[0] == library.NO_CARD
+        assert loaded.status("allocate", 0, 16, None, ctypes.c_void_p())[0] == interface.NO_CARD
 
 
 @with_kernels
 def test_the_library_exports_its_interface_alone() -> None:
     symbols = subprocess.run(["nm", "-D", "--defined-only", BUILT], check=True, capture_output=True, text=True).stdout
     names = {line.split()[-1] for line in symbols.splitlines()}
-    wanted = {f"harken_cuda_{name}" for name in (*library.FUNCTIONS, "interface", "build", "error", "kernels")}
+    wanted = {f"harken_cuda_{name}" for name in (*interface.FUNCTIONS, "interface", "build", "error", "kernels")}
     assert names == wanted
     needed = subprocess.run(["readelf", "-d", BUILT], check=True, capture_output=True, text=True).stdout
     assert "libcuda" not in needed
@@ -125,7 +117,7 @@ def test_the_build_knows_its_source() -> None:
     }
 
 
-@compiled
+@emulated.needed
 def test_only_what_was_checked_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = qkv(np.float32, 2, 3)
     record = {"kernel": "simple", "source": "emulated", "card": "emulator", "capability": "9.0", "date": "2026-01-01"}
@@ -151,7 +143,7 @@ def test_only_what_was_checked_is_chosen(monkeypatch: pytest.MonkeyPatch) -> Non
 # --- with one ---
 
 
-@compiled
+@emulated.needed
 @pytest.mark.usefixtures("emulator")
 def test_facts_of_a_card() -> None:
     assert harken.cuda.why_not() is None
@@ -161,7 +153,7 @@ def test_facts_of_a_card() -> None:
     assert harken.info()["cuda"]["available"]
 
 
-@compiled
+@emulated.needed
 @pytest.mark.usefixtures("emulator")
 def test_the_plan() -> None:
     q, k, v = qkv(np.float32, 20, 30, 16, 300, Hq=4, Hkv=2)
@@ -171,7 +163,7 @@ def test_the_plan() -> None:
     assert "forced by HARKEN_CUDA_KERNEL" in str(plan)
 
 
-@compiled
+@emulated.needed
 @pytest.mark.usefixtures("emulator")
 def test_out_of_memory_leaves_the_card_usable() -> None:
     q, k, v = qkv(np.float32, 2, 3)
@@ -184,7 +176,7 @@ def test_out_of_memory_leaves_the_card_usable() -> None:
     assert harken.cuda.devices()[0]["free"] == free
 
 
-@compiled
+@emulated.needed
 @pytest.mark.usefixtures("emulator")
 @pytest.mark.parametrize(
     ("device", "error", "words"),
@@ -201,7 +193,7 @@ def test_wrong_devices(device: str, error: type[Exception], words: str) -> None:
     assert str(raised.value) == words
 
 
-@compiled
+@emulated.needed
 @pytest.mark.usefixtures("emulator")
 def test_what_only_the_cpu_computes() -> None:
     q, k, v = (x.swapaxes(0, 1) for x in qkv(np.float32, 4, 4))
@@ -209,11 +201,11 @@ def test_what_only_the_cpu_computes() -> None:
         harken.attention_varlen(q, k, v, [0, 2, 4], device="cuda")
 
 
-@compiled
+@emulated.needed
 @pytest.mark.usefixtures("emulator")
 def test_versions_must_agree() -> None:
-    loaded = library.load()
-    call: Any = library.Call(None, 8, 1, None, 0)
+    loaded = interface.load()
+    call: Any = interface.Call(None, 8, 1, None, 0)
     status, words = loaded.status("attend", ctypes.byref(call))
-    assert status == library.MISUSED
+    assert status == interface.MISUSED
     assert "different versions" in words

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import weakref
-from collections.abc import Iterator
 from ctypes import byref, c_void_p
 from types import SimpleNamespace
 from typing import Any
@@ -18,19 +16,9 @@ from exporter import Exporter
 import harken
 import harken.cuda
 from harken._load import core
-from harken.cuda.library import load
+from harken.cuda.interface import load
 
-pytestmark = pytest.mark.skipif(not emulated.able(), reason="no g++ to compile the emulator with")
-
-
-@pytest.fixture(autouse=True)
-def emulator() -> Iterator[None]:
-    """The emulator as the card, on which nothing is left in the end."""
-    with emulated.card():
-        before = harken.cuda.devices()[0]["free"]
-        yield
-        gc.collect()
-        assert harken.cuda.devices()[0]["free"] == before
+pytestmark = [emulated.needed, pytest.mark.usefixtures("emulator")]
 
 
 class Interface:

@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-compiled = pytest.mark.skipif(not emulated.able(), reason="no g++ to compile the emulator with")
 
 
 @pytest.fixture
@@ -60,7 +59,7 @@ def recorded(run: Any, folder: Path) -> list[dict[str, str]]:
     return [record for record in records if record["source"] != "older"]
 
 
-@compiled
+@emulated.needed
 def test_a_right_kernel_is_recorded(gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run = answering(monkeypatch, gpu, emulated.built(), 0, tmp_path)
     monkeypatch.setattr(gpu, "TOOLS", ("memcheck",))
@@ -76,7 +75,7 @@ def test_a_right_kernel_is_recorded(gpu: Any, monkeypatch: pytest.MonkeyPatch, t
     assert json.loads((tmp_path / "gpu-emulator.json").read_text())["kernels"]["simple"] == kernel
 
 
-@compiled
+@emulated.needed
 def test_a_wrong_kernel_is_not(gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
     source = tmp_path / "csrc" / "cuda" / "simple.cu"
@@ -96,7 +95,7 @@ def test_a_wrong_kernel_is_not(gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert recorded(run, tmp_path) == []
 
 
-@compiled
+@emulated.needed
 def test_what_the_sanitizer_finds_is_not_recorded(gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run = answering(monkeypatch, gpu, emulated.built(), 9, tmp_path)
     monkeypatch.setattr(gpu, "TOOLS", ("racecheck",))

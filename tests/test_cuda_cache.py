@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +13,7 @@ from compare import DTYPES, check, same_bits
 import harken
 import harken.cuda
 
-pytestmark = pytest.mark.skipif(not emulated.able(), reason="no g++ to compile the emulator with")
-
-
-@pytest.fixture(autouse=True)
-def emulator() -> Iterator[None]:
-    """The emulator as the card, on which nothing is left in the end."""
-    with emulated.card():
-        before = harken.cuda.devices()[0]["free"]
-        yield
-        gc.collect()
-        assert harken.cuda.devices()[0]["free"] == before
+pytestmark = [emulated.needed, pytest.mark.usefixtures("emulator")]
 
 
 def drawn(L: int, dtype: Any = np.float32, seed: int = 0) -> tuple[Any, Any, Any]:
@@ -91,7 +79,7 @@ def test_kept_in_less(kept: str) -> None:
 def there(x: Any) -> Any:
     """A copy of the array on the card."""
     from harken.cuda.arrays import make_there
-    from harken.cuda.library import load
+    from harken.cuda.interface import load
 
     made = make_there(0, 0, x.shape, x.dtype, False)
     load().call("copy", 0, made.__array_interface__["data"][0], np.ascontiguousarray(x).ctypes.data, x.nbytes, None)

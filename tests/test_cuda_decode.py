@@ -5,40 +5,23 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
-from collections.abc import Iterator
 from ctypes import c_int64
 from pathlib import Path
 from typing import Any
 
 import emulated
+import kernel_cases
 import numpy as np
 import pytest
-from compare import DTYPES, check, poisoned, qkv, same_bits
+from compare import DTYPES, qkv, same_bits
+from kernel_cases import obeys
 
 import harken
 from harken import masks
 from harken.cuda import cards
 
-pytestmark = pytest.mark.skipif(not emulated.able(), reason="no g++ to compile the emulator with")
-
-HALVES = [DTYPES["float16"], DTYPES["bfloat16"]]
-
-
-@pytest.fixture(autouse=True)
-def kernel() -> Iterator[None]:
-    """Every call with device="cuda" is forced to run on this kernel."""
-    with emulated.card("decode"):
-        yield
-
-
-@pytest.fixture(params=HALVES, ids=str)
-def half(request: pytest.FixtureRequest) -> np.dtype[Any]:
-    """Each type that it takes."""
-    return request.param
-
-
-def obeys(q: Any, k: Any, v: Any, **options: Any) -> None:
-    check(q, k, v, device="cuda", weights=False, **options)
+pytestmark = emulated.needed
+kernel = emulated.throughout("decode")
 
 
 @pytest.mark.parametrize(
@@ -106,16 +89,8 @@ def test_options(name: str, half: np.dtype[Any]) -> None:
 @pytest.mark.parametrize("group", [1, 4, 16])  # one strip of rows, two, four
 def test_lists(group: int, half: np.dtype[Any]) -> None:
     q, k, v = qkv(half, 4, 700, 16, Hq=2 * group, Hkv=2)
-    ids = np.arange(700) // 45
-    dense = np.random.default_rng(0).random((4, 700)) < 0.7
-    of_heads = np.random.default_rng(1).random((2 * group, 22, 22)) < 0.3
-    for mask in (
-        masks.Documents(ids, ids[300:304]),
-        masks.Causal() & (masks.Window(9) | masks.Prefix(4)),
-        ~masks.Window(20, 20),
-        masks.Blocks(of_heads, 32),
-        (masks.Window(40) | masks.Prefix(3)) & masks.Dense(dense),
-    ):
+    of_heads = masks.Blocks(np.random.default_rng(1).random((2 * group, 22, 22)) < 0.3, 32)
+    for mask in (*kernel_cases.lists(4, 700, 45, first=300), of_heads):
         obeys(q, k, v, mask=mask)
 
 
@@ -128,45 +103,16 @@ def test_one_visible_key(half: np.dtype[Any]) -> None:
 
 
 def test_strides(half: np.dtype[Any]) -> None:
-    """Views whose rows begin at multiples of 16 bytes, in either order of axes, repeated, and out likewise."""
-    q, k, v = qkv(half, 3, 300, 24, Hq=4, Hkv=2, batch=(3,))
-    plain, lse = harken.attention(q, k, v, device="cuda", return_lse=True)
-    swapped = harken.attention(*(x.swapaxes(-2, -3) for x in (q, k, v)), device="cuda", head_axis=-2)
-    same_bits(swapped.swapaxes(-2, -3), plain)
-    turned = (x[..., ::-1, :].copy()[..., ::-1, :] for x in (q, k, v))
-    same_bits(harken.attention(*turned, device="cuda"), plain)
-    one = np.broadcast_to(k[:1], k.shape)
-    same_bits(harken.attention(q, one, v, device="cuda"), harken.attention(q, one.copy(), v, device="cuda"))
-    out = np.full((*plain.shape[:-1], 32), np.nan, half)[..., :24]
-    assert harken.attention(q, k, v, device="cuda", out=out) is out
-    same_bits(out, plain)
-    same_bits(harken.attention(q, k, v, device="cuda", return_lse=True)[1], lse)
+    kernel_cases.layouts_do_not_matter(*qkv(half, 3, 300, 24, Hq=4, Hkv=2, batch=(3,)))
 
 
 def test_what_is_hidden_is_not_read(half: np.dtype[Any]) -> None:
-    q, k, v = qkv(half, LQ, LK, 24, batch=(2,))
-    hiding: dict[str, Any] = {"device": "cuda", "causal": True, "kv_lengths": [LK, 280], "return_lse": True}
-    clean = harken.attention(q, k, v, **hiding)
-    k[1, :, 280:], v[1, :, 280:] = np.nan, np.inf
-    for actual, expected in zip(harken.attention(q, k, v, **hiding), clean, strict=True):
-        same_bits(actual, expected)
-    mask, bias = np.ones((LQ, LK), bool), np.zeros((LQ, LK), half)
-    mask[:, 7] = mask[3] = False
-    hidden = harken.attention(q[0], k[0], v[0], device="cuda", mask=mask, bias=bias)
-    k[0, :, 7], v[0, :, 7], bias[:, 7] = np.inf, np.nan, np.nan
-    same_bits(harken.attention(q[0], k[0], v[0], device="cuda", mask=mask, bias=bias), hidden)
-    assert not hidden[:, 3].any()
-    assert np.isnan(harken.attention(q[0], k[0], v[0], device="cuda").astype(np.float64)).all()
+    kernel_cases.hidden_is_not_read(*qkv(half, LQ, LK, 24, batch=(2,)), 280)
 
 
 @pytest.mark.parametrize("hiding", [{"causal": True}, {"window": (5, 300)}, {"mask": True}, {}])
 def test_special_values_reach_those_who_see_them(hiding: dict[str, Any], half: np.dtype[Any]) -> None:
-    q, k, v = qkv(half, 40, 590, 16, 24, Hq=1)
-    if "mask" in hiding:
-        hiding = {"mask": np.random.default_rng(2).random((40, 590)) < 0.5}
-    v[0, 560, 3], v[0, 561, 3], v[0, 570, 5], v[0, 585, 20], v[0, 40, 9] = np.nan, 1, np.inf, -np.inf, np.inf
-    v[0, 572, 5] = -np.inf
-    obeys(q, k, v, **hiding)
+    kernel_cases.special_values_are_seen(half, 40, 590, hiding)
 
 
 @pytest.mark.parametrize("Lk", [200, 590])
@@ -294,22 +240,9 @@ def test_ranges_cover_the_keys_once(tmp_path: Path) -> None:
 
 
 def test_what_it_lacks_is_said() -> None:
-    half = DTYPES["float16"]
-    q, k, v = qkv(half, 8, 8, 16, Hq=1)
-    cosine: dict[str, Any] = {"score": "cosine"}
-    for arguments, more, words in [
-        (qkv(np.float32, 8, 8, 16), {}, "takes float16 and bfloat16 alone"),
-        ((q, k, v), cosine, "takes dot products alone"),
-        ((q, k, v), {"return_weights": True}, "gives no weights"),
-        (qkv(half, 8, 8, 264), {}, "takes at most 256 channels"),
-        (qkv(half, 8, 8, 20), {}, "takes channels in multiples of 8"),
-        ((q, k, v), {"bias": np.zeros((8, 8))}, "takes a bias of q's type or of float32"),
-        ((poisoned(q, 3), k, v), {}, "takes rows at multiples of 16 bytes"),
-        (qkv(half, 65, 8, 16, Hq=1), {}, "takes at most 64 queries of all heads that share keys"),
-        (qkv(half, 13, 8, 16, Hq=5, Hkv=1), {}, "takes at most 64 queries of all heads that share keys"),
-    ]:
-        with pytest.raises(RuntimeError, match=f"decode: {words}"):
-            harken.attention(*arguments, device="cuda", **more)
+    half, words = DTYPES["float16"], "takes at most 64 queries of all heads that share keys"
+    own: list[Any] = [(qkv(half, 65, 8, 16, Hq=1), {}, words), (qkv(half, 13, 8, 16, Hq=5, Hkv=1), {}, words)]
+    kernel_cases.lacks("decode", kernel_cases.lacks_of_halves() + own)
 
 
 def test_who_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import emulated
 import pytest
 
-pytestmark = pytest.mark.skipif(not emulated.able(), reason="no g++ to compile the emulator with")
+pytestmark = emulated.needed
 
 KERNELS = """
 #include <cstdio>

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from compare import DTYPES
 
-pytestmark = pytest.mark.skipif(not emulated.able(), reason="no g++ to compile the emulator with")
+pytestmark = emulated.needed
 
 Array = np.ndarray[Any, Any]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes import byref, c_void_p
@@ -16,19 +15,9 @@ from compare import check, poisoned, qkv, same_bits
 import harken
 import harken.cuda
 from harken import masks
-from harken.cuda.library import load
+from harken.cuda.interface import load
 
-pytestmark = pytest.mark.skipif(not emulated.able(), reason="no g++ to compile the emulator with")
-
-
-@pytest.fixture(autouse=True)
-def emulator() -> Iterator[None]:
-    """The emulator as the card, on which nothing is left in the end."""
-    with emulated.card():
-        before = free()
-        yield
-        gc.collect()
-        assert free() == before
+pytestmark = [emulated.needed, pytest.mark.usefixtures("emulator")]
 
 
 def free() -> int:

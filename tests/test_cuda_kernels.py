@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import emulated
@@ -13,14 +12,8 @@ from compare import DTYPES, check, close, poisoned, qkv
 import harken
 from harken import masks
 
-pytestmark = pytest.mark.skipif(not emulated.able(), reason="no g++ to compile the emulator with")
-
-
-@pytest.fixture(autouse=True)
-def kernel() -> Iterator[None]:
-    """Every call with device="cuda" of the test is forced to run on it."""
-    with emulated.card("simple"):
-        yield
+pytestmark = emulated.needed
+kernel = emulated.throughout("simple")
 
 
 @pytest.mark.parametrize(

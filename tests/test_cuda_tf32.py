@@ -4,30 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import emulated
+import kernel_cases
 import numpy as np
 import pytest
-from compare import DTYPES, Array, check, close, poisoned, qkv, same_bits
+from compare import DTYPES, Array, close, poisoned, qkv
+from kernel_cases import obeys, options
 
 import harken
-from harken import masks
 
-pytestmark = pytest.mark.skipif(not emulated.able(), reason="no g++ to compile the emulator with")
-
-
-@pytest.fixture(autouse=True)
-def kernel() -> Iterator[None]:
-    """Every call with device="cuda" is forced to run on this kernel."""
-    with emulated.card("tf32"):
-        yield
-
-
-def obeys(q: Any, k: Any, v: Any, **options: Any) -> None:
-    check(q, k, v, device="cuda", weights=False, **options)
+pytestmark = emulated.needed
+kernel = emulated.throughout("tf32")
 
 
 @pytest.mark.parametrize(
@@ -55,46 +45,17 @@ def test_empty(shape: tuple[int, int, int, int]) -> None:
     obeys(*qkv(np.float32, *shape))
 
 
-def options(name: str) -> dict[str, Any]:
-    """One set of options for 4 query heads, 2 key heads, 2 batch rows, 70 queries and 150 keys."""
-    rng = np.random.default_rng(1)
-    mask = rng.random((2, 1, 70, 150)) < 0.5
-    mask[0, 0, 3] = False
-    bias = rng.standard_normal((4, 70, 150)).astype(np.float32)
-    return {
-        "window": {"window": (20, 3), "q_start": [0, -7]},
-        "left": {"window": (70, None), "q_start": [60, 200]},
-        "lengths": {"q_lengths": [70, 11], "kv_lengths": [150, 40], "causal": True},
-        "nothing": {"q_lengths": [0, 70], "kv_lengths": [150, 0], "sinks": [0.5, -1.0, 3.0, 0.0]},
-        "mask": {"mask": mask},
-        "bias": {"bias": bias, "causal": True},
-        "one bias": {"bias": bias[:1, :, :1], "window": (90, 5)},
-        "score": {"softcap": 3.0, "alibi": harken.alibi_slopes(4), "scale": [0.1, -0.2, 0.0, 0.4]},
-        "alibi": {"alibi": harken.alibi_slopes(4), "causal": True},
-        "sinks": {"sinks": [0.5, -1.0, 3.0, 0.0], "kv_lengths": [150, 70]},
-        "all": {
-            "mask": mask, "bias": bias, "causal": True, "window": (100, None), "kv_lengths": [140, 150],
-            "softcap": 4.0, "alibi": harken.alibi_slopes(4), "sinks": 0.25, "scale": 0.3,
-        },
-    }[name]  # fmt: skip
-
-
 @pytest.mark.parametrize(
-    "name", ["window", "left", "lengths", "nothing", "mask", "bias", "one bias", "score", "alibi", "sinks", "all"]
+    "name",
+    ["window", "left", "lengths", "nothing", "mask", "bias", "one bias in a window", "score", "alibi", "sinks", "all"],
 )
 def test_options(name: str) -> None:
-    obeys(*qkv(np.float32, 70, 150, 24, 40, Hq=4, Hkv=2, batch=(2,)), **options(name))
+    obeys(*qkv(np.float32, 70, 150, 24, 40, Hq=4, Hkv=2, batch=(2,)), **options(np.float32, name))
 
 
 def test_lists() -> None:
     q, k, v = qkv(np.float32, 100, 200, 16, Hq=1)
-    ids = np.arange(200) // 45
-    dense = np.random.default_rng(0).random((100, 200)) < 0.7
-    for mask in (
-        masks.Documents(ids, ids[100:]),
-        masks.Causal() & (masks.Window(9) | masks.Prefix(4)),
-        (masks.Window(40) | masks.Prefix(3)) & masks.Dense(dense),
-    ):
+    for mask in kernel_cases.lists(100, 200, 45, first=100):
         obeys(q, k, v, mask=mask)
 
 
@@ -135,54 +96,26 @@ def test_one_product_breaks_the_rule(D: int) -> None:
 
 
 def test_medium_takes_every_option() -> None:
+    every = options(np.float32, "all")
     q, k, v = qkv(np.float32, 70, 150, 24, 40, Hq=4, Hkv=2, batch=(2,))
-    out, lse = harken.attention(q, k, v, device="cuda", precision="medium", return_lse=True, **options("all"))
-    truth = harken.reference(q, k, v, return_lse=True, dtype=np.float64, **options("all"))
+    out, lse = harken.attention(q, k, v, device="cuda", precision="medium", return_lse=True, **every)
+    truth = harken.reference(q, k, v, return_lse=True, dtype=np.float64, **every)
     np.testing.assert_allclose(out, truth[0], atol=4e-3)
     np.testing.assert_allclose(lse, truth[1], atol=4e-3)
 
 
 def test_strides() -> None:
-    """Views whose rows begin at multiples of 16 bytes, in either order of axes, repeated, and out likewise."""
-    q, k, v = qkv(np.float32, 20, 75, 20, Hq=4, Hkv=2, batch=(3,))
-    plain = harken.attention(q, k, v, device="cuda")
-    swapped = harken.attention(*(x.swapaxes(-2, -3) for x in (q, k, v)), device="cuda", head_axis=-2)
-    same_bits(swapped.swapaxes(-2, -3), plain)
-    turned = (x[..., ::-1, :].copy()[..., ::-1, :] for x in (q, k, v))
-    same_bits(harken.attention(*turned, device="cuda"), plain)
-    one = np.broadcast_to(k[:1], k.shape)
-    same_bits(harken.attention(q, one, v, device="cuda"), harken.attention(q, one.copy(), v, device="cuda"))
-    out = np.full((*plain.shape[:-1], 32), np.nan, np.float32)
-    assert harken.attention(q, k, v, device="cuda", out=out[..., :20]).base is out
-    same_bits(out[..., :20], plain)
-    assert np.isnan(out[..., 20:]).all()
+    kernel_cases.layouts_do_not_matter(*qkv(np.float32, 20, 75, 20, Hq=4, Hkv=2, batch=(3,)))
 
 
 @pytest.mark.parametrize("precision", ["highest", "medium"])
 def test_what_is_hidden_is_not_read(precision: str) -> None:
-    q, k, v = qkv(np.float32, 70, 150, 24, batch=(2,))
-    hiding: dict[str, Any] = {"device": "cuda", "causal": True, "kv_lengths": [150, 80], "precision": precision}
-    clean = harken.attention(q, k, v, return_lse=True, **hiding)
-    k[1, :, 80:], v[1, :, 80:] = np.nan, np.inf
-    for actual, expected in zip(harken.attention(q, k, v, return_lse=True, **hiding), clean, strict=True):
-        same_bits(actual, expected)
-    mask, bias = np.ones((70, 150), bool), np.zeros((70, 150), np.float32)
-    mask[:, 7] = mask[3] = False
-    hiding = {"device": "cuda", "mask": mask, "bias": bias, "precision": precision}
-    hidden = harken.attention(q[0], k[0], v[0], **hiding)
-    k[0, :, 7], v[0, :, 7], bias[:, 7] = np.inf, np.nan, np.nan
-    same_bits(harken.attention(q[0], k[0], v[0], **hiding), hidden)
-    assert np.isnan(harken.attention(q[0], k[0], v[0], device="cuda")).all()
+    kernel_cases.hidden_is_not_read(*qkv(np.float32, 70, 150, 24, batch=(2,)), 80, precision=precision)
 
 
-@pytest.mark.parametrize("hiding", [{"causal": True}, {"window": (5, 30)}, {"mask": True}, {}])
+@pytest.mark.parametrize("hiding", kernel_cases.HIDING)
 def test_special_values_reach_those_who_see_them(hiding: dict[str, Any]) -> None:
-    q, k, v = qkv(np.float32, 70, 90, 16, 24, Hq=1)
-    if "mask" in hiding:
-        hiding = {"mask": np.random.default_rng(2).random((70, 90)) < 0.5}
-    v[0, 60, 3], v[0, 61, 3], v[0, 70, 5], v[0, 85, 20], v[0, 40, 9] = np.nan, 1, np.inf, -np.inf, np.inf
-    v[0, 72, 5] = -np.inf
-    obeys(q, k, v, **hiding)
+    kernel_cases.special_values_are_seen(np.float32, 70, 90, hiding)
 
 
 @pytest.mark.parametrize("D", [16, 256])
@@ -215,15 +148,12 @@ def test_the_largest_numbers() -> None:
 
 
 def test_rows_do_not_know_their_neighbours() -> None:
-    q, k, v = qkv(np.float32, 80, 150, 24, Hq=4, Hkv=2, batch=(2,))
-    whole = harken.attention(q, k, v, device="cuda", causal=True)
-    alone = harken.attention(q[1:, 2:3, 40:], k[1:, 1:], v[1:, 1:], device="cuda", causal=True)
-    same_bits(np.ascontiguousarray(whole[1:, 2:3, 40:]), alone)
+    kernel_cases.rows_do_not_know_their_neighbours(np.float32)
 
 
 def test_what_it_lacks_is_said() -> None:
     q, k, v = qkv(np.float32, 8, 8, 16, Hq=1)
-    for arguments, more, words in [
+    own: list[Any] = [
         (qkv(DTYPES["float16"], 8, 8, 16), {}, "takes float32 alone"),
         ((q, k.astype(np.float16), v), {}, "takes q, k, v of one type"),
         ((q, k, v), {"score": "cosine"}, "takes dot products alone"),
@@ -232,10 +162,8 @@ def test_what_it_lacks_is_said() -> None:
         (qkv(np.float32, 8, 8, 18), {}, "takes channels in multiples of 4"),
         ((q, k, v), {"bias": np.zeros((8, 8))}, "takes a bias of float32"),
         ((poisoned(q, 3), k, v), {}, "takes rows at multiples of 16 bytes"),
-    ]:
-        given: dict[str, Any] = more
-        with pytest.raises(RuntimeError, match=f"tf32: {words}"):
-            harken.attention(*arguments, device="cuda", **given)
+    ]
+    kernel_cases.lacks("tf32", own)
 
 
 def test_it_is_chosen_before_the_plain_one() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +39,15 @@ INPUTS = ["--input", "q=q.npy", "k=k.npy", "v=all.npz:v"]
 
 
 @pytest.fixture(autouse=True)
-def arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """An empty folder with a model and its inputs, and the backend as it was."""
-    monkeypatch.chdir(tmp_path)
-    backend = harken.get_backend()
+def arrays(folder: Path) -> dict[str, Any]:
+    """The inputs of a model, which lie in the folder beside it."""
     rng = np.random.default_rng(0)
     made = {name: rng.standard_normal((1, heads, 5, 8), np.float32) for name, heads in (("q", 4), ("k", 2), ("v", 2))}
     np.save("q.npy", made["q"])
     np.save("k.npy", made["k"])
     np.savez("all.npz", **made)
     onnx.save(onnx.parser.parse_model(LAYER), "layer.onnx")
-    yield made
-    harken.set_backend(backend)
+    return made
 
 
 def test_a_model_runs(arrays: dict[str, Any]) -> None:

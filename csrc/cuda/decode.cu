@@ -35,8 +35,12 @@ constexpr int stages = 2;
 constexpr int piece = 16, most_rows = warps * strip_rows;
 constexpr int half_bytes = 16 << 10;  // the keys of a tile, or its values
 
-template <class S, int width>
-using Piece = Form<S, width, piece, 1>;
+template <class S>
+using Form64 = Form<S, 64, piece, 1>;
+template <class S>
+using Form128 = Form<S, 128, piece, 1>;
+template <class S>
+using Form256 = Form<S, 256, piece, 1>;
 template <class Form>
 constexpr int tile_keys = half_bytes / Form::row_bytes;
 
@@ -305,13 +309,7 @@ attend_decode(HARKEN_CONSTANT Decoding of) {
 // body(Form) for what the problem takes.
 template <class Body>
 auto formed(const Problem& p, Body body) {
-  const int64_t channels = most(p.D, p.Dv);
-  if (p.type == Type::f16) {
-    if (channels <= 64) return body(Piece<f16, 64>{});
-    return channels <= 128 ? body(Piece<f16, 128>{}) : body(Piece<f16, 256>{});
-  }
-  if (channels <= 64) return body(Piece<bf16, 64>{});
-  return channels <= 128 ? body(Piece<bf16, 128>{}) : body(Piece<bf16, 256>{});
+  return formed_of_halves<Form64, Form128, Form256>(p, body);
 }
 
 Decoding decoding(const Problem& p, char* parts) {

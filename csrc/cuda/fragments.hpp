@@ -219,6 +219,15 @@ HARKEN_WORD float modify(Scores<Form>& scores, const Head<float>& head, const Ro
   return 1;
 }
 
+// Scores of keys that a row does not see have no weight.
+template <class Form>
+HARKEN_WORD void hide(Scores<Form>& scores) {
+#pragma unroll
+  for (int strip = 0; strip < Form::strips; ++strip)
+    for_scores(scores, strip,
+               [&](float& s, int r, int key) { s = hidden_where_zero(s, float(scores.sees[strip][r] >> key & 1)); });
+}
+
 // S becomes P, and the state that of the union but for P V.
 template <class Form>
 HARKEN_WORD void exponentiate(Softmax<Form>& state, Scores<Form>& scores, float factor) {
@@ -320,6 +329,11 @@ HARKEN_WORD void add_special(Softmax<Form>& state, const Scores<Form>& scores, i
   }
 }
 
+// value of add_special, of rows side by side.
+HARKEN_WORD auto values_in(const Matrix& V) {
+  return [&V](int64_t key) { return [&V, key](int64_t channel) { return V.data + key * V.row + channel * V.col; }; };
+}
+
 // Keys k0 .. k0 + keys - 1 join the state: the page. whole: all rows see all of them, as far as intervals say.
 // query(A, strip, step) gives a fragment of Q; value is that of add_special.
 template <class Form, class Rows, class Query, class Value>
@@ -330,12 +344,7 @@ HARKEN_WORD void absorb(Softmax<Form>& state, const Head<float>& head, const Row
   const bool all = whole && !head.mask.data;
   if (!all || head.modifiers.bias) look(scores, head, rows, k0);
   const float factor = modify(scores, head, rows, k0);
-  if (!all) {
-#pragma unroll
-    for (int strip = 0; strip < Form::strips; ++strip)
-      for_scores(scores, strip,
-                 [&](float& s, int r, int key) { s = hidden_where_zero(s, float(scores.sees[strip][r] >> key & 1)); });
-  }
+  if (!all) hide(scores);
   exponentiate(state, scores, factor);
   multiply_values(state, scores, V);
   if (has_special) add_special(state, scores, k0, head.sight.keys, channels, value);

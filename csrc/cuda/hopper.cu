@@ -155,13 +155,7 @@ attend_hopper(HARKEN_CONSTANT Call call) {
 // body(Plan) for what the problem takes.
 template <class Body>
 auto planned(const Problem& p, Body body) {
-  const int64_t channels = most(p.D, p.Dv);
-  if (p.type == Type::f16) {
-    if (channels <= 64) return body(Plan64<f16>{});
-    return channels <= 128 ? body(Plan128<f16>{}) : body(Plan256<f16>{});
-  }
-  if (channels <= 64) return body(Plan64<bf16>{});
-  return channels <= 128 ? body(Plan128<bf16>{}) : body(Plan256<bf16>{});
+  return formed_of_halves<Plan64, Plan128, Plan256>(p, body);
 }
 
 template <class Plan>
@@ -172,7 +166,7 @@ int64_t tasks_of(const Problem& p) {
 constexpr int64_t most_tasks = int64_t(1) << 30;
 
 const char* lacks(const Problem& p) {
-  if (p.pages.table.data || p.pages.origins.data) return "takes no keys in pages";
+  if (paged(p)) return "takes no keys in pages";
   if (const char* what = lacks_of_halves(p)) return what;
   if (p.Dv == 0) return "takes channels in multiples of 8";
   if (batch_axes_of(p).count > mapped_batch_axes) return "takes two axes of batch rows at most";

@@ -99,9 +99,7 @@ attend_portable(HARKEN_CONSTANT Problem p) {
                 load_queries<Form>(A, shared_memory() + queries_at<Form>, strip, step);
               }
             },
-            [&](int64_t key) {
-              return [&head, key](int64_t channel) { return head.V.data + key * head.V.row + channel * head.V.col; };
-            });
+            values_in(head.V));
       });
   leave(p, head, task, state);
 }
@@ -111,28 +109,17 @@ attend_portable(HARKEN_CONSTANT Problem p) {
 // body(Form) for what the problem takes.
 template <class Body>
 auto formed(const Problem& p, Body body) {
-  const int64_t channels = most(p.D, p.Dv);
-  if (p.type == Type::f16) {
-    if (channels <= 64) return body(Form64<f16>{});
-    return channels <= 128 ? body(Form128<f16>{}) : body(Form256<f16>{});
-  }
-  if (channels <= 64) return body(Form64<bf16>{});
-  return channels <= 128 ? body(Form128<bf16>{}) : body(Form256<bf16>{});
-}
-
-const char* lacks(const Problem& p) {
-  if (p.pages.table.data || p.pages.origins.data) return "takes no keys in pages";
-  if (const char* what = lacks_of_halves(p)) return what;
-  if (formed(p, [&](auto form) { return tasks_of<decltype(form)>(p); }) > most_blocks)
-    return "takes 2^31 tiles at most";
-  return nullptr;
+  return formed_of_halves<Form64, Form128, Form256>(p, body);
 }
 
 Grid grid(const Problem& p) {
-  return formed(p, [&](auto form) {
-    using Form = decltype(form);
-    return Grid{tasks_of<Form>(p), threads, shared_bytes<Form>};
-  });
+  return formed(p, [&](auto form) { return grid_of<decltype(form)>(p); });
+}
+
+const char* lacks(const Problem& p) {
+  if (paged(p)) return "takes no keys in pages";
+  if (const char* what = lacks_of_halves(p)) return what;
+  return lacks_of_grid(grid(p));
 }
 
 int64_t workspace(const Problem&) { return 0; }

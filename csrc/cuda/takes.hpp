@@ -19,6 +19,9 @@ inline bool lies_well(const Problem& p, const View& view, int64_t heads, int64_t
   return bits % chunk_bytes == 0 && (channels <= 1 || view.col == size_of(view.type));
 }
 
+// Do keys and values lie in pages, or in a ring, which is one?
+inline bool paged(const Problem& p) { return p.pages.table.data || p.pages.origins.data; }
+
 // What the problem asks that none of them does; null: nothing.
 inline const char* lacks_of_tiles(const Problem& p) {
   const Type type = p.type;
@@ -42,6 +45,23 @@ inline const char* lacks_of_tiles(const Problem& p) {
 inline const char* lacks_of_halves(const Problem& p) {
   if (p.type != Type::f16 && p.type != Type::bf16) return "takes float16 and bfloat16 alone";
   return lacks_of_tiles(p);
+}
+
+// A kernel of one block a tile.
+inline const char* lacks_of_grid(const Grid& grid) {
+  return grid.blocks > most_blocks ? "takes 2^31 tiles at most" : nullptr;
+}
+
+// body(Form) for the type and the channels of a problem of halves, where To64 is the form for up to 64 of them.
+template <template <class> class To64, template <class> class To128, template <class> class To256, class Body>
+auto formed_of_halves(const Problem& p, Body body) {
+  const auto of_type = [&](auto type) {
+    using S = decltype(type);
+    const int64_t channels = most(p.D, p.Dv);
+    if (channels <= 64) return body(To64<S>{});
+    return channels <= 128 ? body(To128<S>{}) : body(To256<S>{});
+  };
+  return p.type == Type::f16 ? of_type(f16{}) : of_type(bf16{});
 }
 
 }  // namespace

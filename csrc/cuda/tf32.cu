@@ -76,18 +76,10 @@ HARKEN_WORD void absorb(const Problem& p, const Head<float>& head, const Task& t
   if (!all || head.modifiers.bias || has_special) look(scores, head, rows, visit.k0);
   mend(scores, head, task.i0, visit.k0, all, p.D);
   const float factor = modify(scores, head, rows, visit.k0);
-  if (!all) {
-#pragma unroll
-    for (int strip = 0; strip < Form::strips; ++strip)
-      for_scores(scores, strip,
-                 [&](float& s, int r, int key) { s = hidden_where_zero(s, float(scores.sees[strip][r] >> key & 1)); });
-  }
+  if (!all) hide(scores);
   exponentiate(state, scores, factor);
   terms::multiply_values(state, scores, values_of<Form>(stage), p.Dv);
-  if (has_special)
-    add_special(state, scores, visit.k0, head.sight.keys, p.Dv, [&](int64_t key) {
-      return [&head, key](int64_t channel) { return head.V.data + key * head.V.row + channel * head.V.col; };
-    });
+  if (has_special) add_special(state, scores, visit.k0, head.sight.keys, p.Dv, values_in(head.V));
 }
 
 // O / l and m + log l. A lane has 4 channels side by side of each 16, which are 16 bytes.
@@ -156,20 +148,15 @@ auto formed(const Problem& p, Body body) {
   return p.precision == Precision::medium ? formed<1>(p, body) : formed<2>(p, body);
 }
 
-const char* lacks(const Problem& p) {
-  if (p.type != Type::f32) return "takes float32 alone";
-  if (p.pages.table.data || p.pages.origins.data) return "takes no keys in pages";
-  if (const char* what = lacks_of_tiles(p)) return what;
-  if (formed(p, [&](auto form) { return tasks_of<decltype(form)>(p); }) > most_blocks)
-    return "takes 2^31 tiles at most";
-  return nullptr;
+Grid grid(const Problem& p) {
+  return formed(p, [&](auto form) { return grid_of<decltype(form)>(p); });
 }
 
-Grid grid(const Problem& p) {
-  return formed(p, [&](auto form) {
-    using Form = decltype(form);
-    return Grid{tasks_of<Form>(p), threads, shared_bytes<Form>};
-  });
+const char* lacks(const Problem& p) {
+  if (p.type != Type::f32) return "takes float32 alone";
+  if (paged(p)) return "takes no keys in pages";
+  if (const char* what = lacks_of_tiles(p)) return what;
+  return lacks_of_grid(grid(p));
 }
 
 int64_t workspace(const Problem&) { return 0; }

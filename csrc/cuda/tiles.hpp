@@ -64,6 +64,11 @@ HARKEN_ANYWHERE int64_t tasks_of(const Problem& p) {
   return p.batches * p.Hq * tiles_of<Form>(p);
 }
 
+template <class Form>
+Grid grid_of(const Problem& p) {
+  return {tasks_of<Form>(p), threads, shared_bytes<Form>};
+}
+
 // The tiles of a head side by side, which read the same keys; its last first, which sees most of them if it is causal.
 template <class Form>
 HARKEN_WORD Task task_at(const Problem& p, int64_t n) {

@@ -19,7 +19,7 @@ import numpy as np
 from harken._load import core
 from harken.attention import attention as computed_here
 from harken.cuda.cards import why_not
-from harken.cuda.library import load
+from harken.cuda.interface import load
 from harken.explain import explain as explained_here
 from harken.foreign import library_of
 

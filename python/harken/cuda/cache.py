@@ -13,7 +13,7 @@ from harken.attention import attention
 from harken.cache import KVCache as OnHost
 from harken.cache.storage import Storage
 from harken.cuda.arrays import card_of, described, make_there, run, stream_of, view
-from harken.cuda.library import load
+from harken.cuda.interface import load
 from harken.cuda.plan import require
 
 Array = NDArray[Any]

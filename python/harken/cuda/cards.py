@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from harken.cuda.library import OK, Absent, KernelFacts, Library, load
+from harken.cuda.interface import OK, Absent, KernelFacts, Library, load
 
 FORCE = "HARKEN_CUDA_KERNEL"
 

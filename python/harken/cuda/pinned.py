@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from harken.cuda.cards import why_not
-from harken.cuda.library import load
+from harken.cuda.interface import load
 
 
 def pinned_empty(shape: int | tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]:

@@ -7,7 +7,7 @@ from ctypes import byref
 from dataclasses import dataclass
 
 from harken.cuda.cards import FORCE, allowed, why_not
-from harken.cuda.library import Call, PlanFacts, load
+from harken.cuda.interface import Call, PlanFacts, load
 
 
 @dataclass(frozen=True)

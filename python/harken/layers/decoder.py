@@ -6,18 +6,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from harken.attention import Window
 from harken.cache import Layout
-from harken.layers.block import Activation, Block, Stack
+from harken.layers.block import Block, Stack
 from harken.layers.caches import DecoderCache, Unchanged, own
 from harken.layers.heads import MultiHeadAttention
-from harken.layers.layer import Rng
 from harken.layers.look import Look, looking
 from harken.layers.norm import LayerNorm
-from harken.layers.rotary import Rope
 from harken.layers.rows import Rows
 from harken.masks import Mask
 
@@ -68,30 +65,9 @@ class TransformerDecoderLayer(Block):
     True
     """
 
+    _attentions = ("self_attn", "multihead_attn")
+    multihead_attn: MultiHeadAttention
     norm3: LayerNorm
-
-    def __init__(
-        self,
-        d_model: int,
-        nhead: int,
-        dim_feedforward: int = 2048,
-        activation: Activation = "relu",
-        layer_norm_eps: float = 1e-5,
-        norm_first: bool = False,
-        bias: bool = True,
-        *,
-        num_kv_heads: int | None = None,
-        rope: Rope | None = None,
-        dtype: DTypeLike = np.float32,
-        rng: Rng = None,
-    ) -> None:
-        super().__init__(dtype)
-        rng = np.random.default_rng(rng)
-        self.norm_first = norm_first
-        given: dict[str, Any] = {"num_kv_heads": num_kv_heads, "dtype": dtype, "rng": rng}
-        self.self_attn = MultiHeadAttention(d_model, nhead, bias, rope=rope, **given)
-        self.multihead_attn = MultiHeadAttention(d_model, nhead, bias, **given)
-        self._build(d_model, dim_feedforward, activation, layer_norm_eps, bias, 3, rng)
 
     def cache(
         self,

@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from harken.attention import Window
 from harken.cache import KVCache, Layout
-from harken.layers.block import Activation, Block, Stack
+from harken.layers.block import Block, Stack
 from harken.layers.caches import Unchanged, own
-from harken.layers.heads import MultiHeadAttention
-from harken.layers.layer import Rng
 from harken.layers.look import Look, looking
 from harken.layers.norm import LayerNorm
-from harken.layers.rotary import Rope
 from harken.layers.rows import Rows
 from harken.masks import Mask
 
@@ -69,29 +65,6 @@ class TransformerEncoderLayer(Block):
     ((2, 10, 64), False)
     """
 
-    def __init__(
-        self,
-        d_model: int,
-        nhead: int,
-        dim_feedforward: int = 2048,
-        activation: Activation = "relu",
-        layer_norm_eps: float = 1e-5,
-        norm_first: bool = False,
-        bias: bool = True,
-        *,
-        num_kv_heads: int | None = None,
-        rope: Rope | None = None,
-        dtype: DTypeLike = np.float32,
-        rng: Rng = None,
-    ) -> None:
-        super().__init__(dtype)
-        rng = np.random.default_rng(rng)
-        self.norm_first = norm_first
-        self.self_attn = MultiHeadAttention(
-            d_model, nhead, bias, num_kv_heads=num_kv_heads, rope=rope, dtype=dtype, rng=rng
-        )
-        self._build(d_model, dim_feedforward, activation, layer_norm_eps, bias, 2, rng)
-
     def cache(self, batch: int, capacity: int, *, layout: Layout = "contiguous", **options: Any) -> KVCache:
         """For calls with cache=; see `MultiHeadAttention.cache`."""
         return self.self_attn.cache(batch, capacity, layout=layout, **options)
@@ -112,9 +85,7 @@ class TransformerEncoderLayer(Block):
         The result is 0 past `lengths`; padding is neither read nor computed with.
         """
         x = self.take("x", x, axes=2, last=self.d_model)
-        rows, look = Rows(x, lengths), looking(mask, bias, causal, window)
-        with Unchanged([] if cache is None else [cache]):
-            return rows.unpack(self._rows(rows.pack(x), rows, look, cache))
+        return encode([self], None, x, looking(mask, bias, causal, window), lengths, [cache])
 
     def _rows(self, x: Array, rows: Rows, look: Look, cache: KVCache | None) -> Array:
         """The same for rows that are packed."""
@@ -173,12 +144,25 @@ class TransformerEncoder(Stack[TransformerEncoderLayer]):
     ) -> Array:
         """(..., L, d_model) to the same; the options are those of each layer, `cache` one for each."""
         x = self.take("x", x, axes=2, last=self.d_model)
-        rows, look = Rows(x, lengths), looking(mask, bias, causal, window)
+        look = looking(mask, bias, causal, window)
         caches = [None] * len(self.layers) if cache is None else own(cache, len(self.layers), KVCache)
-        y = rows.pack(x)
-        with Unchanged(one for one in caches if one is not None):
-            for layer, one in zip(self.layers, caches, strict=True):
-                y = layer._rows(y, rows, look, one)
-            if self.norm is not None:
-                y = self.norm(y)
-        return rows.unpack(y)
+        return encode(self.layers, self.norm, x, look, lengths, caches)
+
+
+def encode(
+    layers: Sequence[TransformerEncoderLayer],
+    norm: LayerNorm | None,
+    x: Array,
+    look: Look,
+    lengths: Any,
+    caches: Sequence[KVCache | None],
+) -> Array:
+    """x through layers and, if there is one, a last normalisation."""
+    rows = Rows(x, lengths)
+    y = rows.pack(x)
+    with Unchanged(cache for cache in caches if cache is not None):
+        for layer, cache in zip(layers, caches, strict=True):
+            y = layer._rows(y, rows, look, cache)
+        if norm is not None:
+            y = norm(y)
+    return rows.unpack(y)

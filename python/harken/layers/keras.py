@@ -130,12 +130,7 @@ def _add(state: State, name: str, more: State) -> None:
     state.update(named)
 
 
-def _state(
-    kind: str,
-    weights: Sequence[ArrayLike],
-    config: Mapping[str, Any],
-    name: str | None = None,
-) -> State:
+def _state(kind: str, weights: Sequence[ArrayLike], config: Mapping[str, Any], name: str | None = None) -> State:
     arrays = [np.asarray(array) for array in weights]
     called = kind if name is None else f"{name} ({kind})"
     for option, wanted in ONLY.get(kind, {}).items():

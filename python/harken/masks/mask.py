@@ -123,31 +123,18 @@ class Mask(ABC):
                 f"mask is {self!r}, with leading axes {shape}: wanted ones that broadcast to {lead}, (..., Hq)"
             )
 
-    def _array(
-        self,
-        lead: tuple[int, ...],
-        Lq: int,
-        Lk: int,
-        q_start: ArrayLike | None,
-        q_lengths: ArrayLike | None,
-        kv_lengths: ArrayLike | None,
-    ) -> Array:
-        """The mask of a call as an array that broadcasts to (..., Hq, Lq, Lk)."""
-        seen = np.asarray(self._dense(Frame.of_call(Lq, Lk, q_start, q_lengths, kv_lengths)))
+    def _array(self, lead: tuple[int, ...], Lq: int, Lk: int, *where: ArrayLike | None) -> Array:
+        """The mask of a call as an array that broadcasts to (..., Hq, Lq, Lk); `where` as in `_compile`."""
+        seen = np.asarray(self._dense(Frame.of_call(Lq, Lk, *where)))
         self._over(lead, seen.shape[:-2])
         return seen
 
-    def _compile(
-        self,
-        lead: tuple[int, ...],
-        Lq: int,
-        Lk: int,
-        q_start: ArrayLike | None,
-        q_lengths: ArrayLike | None,
-        kv_lengths: ArrayLike | None,
-    ) -> Compiled:
-        """What the kernels read: the sides of a window, an array, and lists of intervals, which are ANDed."""
-        frame = Frame.of_call(Lq, Lk, q_start, q_lengths, kv_lengths)
+    def _compile(self, lead: tuple[int, ...], Lq: int, Lk: int, *where: ArrayLike | None) -> Compiled:
+        """What the kernels read: the sides of a window, an array, and lists of intervals, which are ANDed.
+
+        `where` is q_start, q_lengths and kv_lengths of the call.
+        """
+        frame = Frame.of_call(Lq, Lk, *where)
         key = (lead, frame.key)
         last = self._compiled
         if last is not None and last[0] == key:
@@ -342,15 +329,7 @@ class OfLengths(Mask):
         seen: Intervals = self._parts[0]._intervals(frame)
         return seen
 
-    def _compile(
-        self,
-        lead: tuple[int, ...],
-        Lq: int,
-        Lk: int,
-        q_start: ArrayLike | None,
-        q_lengths: ArrayLike | None,
-        kv_lengths: ArrayLike | None,
-    ) -> Compiled:
+    def _compile(self, lead: tuple[int, ...], Lq: int, Lk: int, *where: ArrayLike | None) -> Compiled:
         mask, of_q, of_k = self._parts
-        compiled: Compiled = mask._compile(lead, Lq, Lk, q_start, of_q, of_k)
+        compiled: Compiled = mask._compile(lead, Lq, Lk, where[0], of_q, of_k)
         return compiled

@@ -1,4 +1,4 @@
-"""libharken_cuda.so by its C interface: loaded when it is first needed, its faults as Python's exceptions."""
+"""The C interface of libharken_cuda.so in Python's words: loaded when it is first needed, its faults as exceptions."""
 
 from __future__ import annotations
 
