@@ -28,23 +28,27 @@ struct Run {
 
 constexpr int most_threads = 1024;  // libgomp ends the process where the system refuses a thread
 
-// The run that this thread works for, and whether this thread began it.
-thread_local Run* current = nullptr;
-thread_local bool began = false;
-thread_local int64_t asked_at = 0;              // milliseconds; 0: not yet in this call
-thread_local unsigned long long looked_at = 0;  // at the clock, in cycles
-
 // Idle threads watch for work for some 0.1 ms (python/harken/_load.py), then sleep. To wake one takes 0.06 ms on a busy
 // machine, up to 0.7 where the processor sleeps, too; and the call waits for it, done or not, because a run of OpenMP
 // ends when all have come. So a short call that comes after a pause stays alone; the next one, if it comes at once,
 // wakes the others.
 constexpr unsigned long long watched = 400000;  // cycles
 constexpr double worth_a_wake = 200;            // microseconds
-thread_local unsigned long long busy_at = 0;    // when a call that has use for others last ended
-thread_local bool has_use = false;              // has this one?
+
+// What a thread knows; together, because finding it is 3 ns each time.
+struct Thread {
+  Run* run;                      // that it works for,
+  bool began;                    // and that it began itself
+  bool has_use;                  // for others, in this call
+  bool has_team;                 // each thread that calls has one of its own
+  unsigned asks;                 // whether it is interrupted
+  int64_t asked_at;              // Python, in milliseconds; 0: not yet in this call
+  unsigned long long looked_at;  // the clock, in cycles; 0: not yet in this call
+  unsigned long long busy_at;    // when a call that has use for others last ended
+};
+thread_local Thread this_thread;
 
 std::atomic<bool (*)()> interrupt{nullptr};
-thread_local bool has_team = false;  // each thread that calls has one of its own
 
 int64_t milliseconds() {
   timespec now;
@@ -101,6 +105,7 @@ std::atomic<int> set_by_call{0};
 void before_fork() {
   // A signal handler that forks in the middle of a call cannot end the team: the child, inside of the call too,
   // computes alone, and the team is still there to be ended before the next fork.
+  bool& has_team = this_thread.has_team;
   if (has_team && omp_pause_resource_all(omp_pause_hard) == 0) has_team = false;
 }
 
@@ -126,17 +131,19 @@ int usable_threads(int asked) {
 }
 
 bool interrupted() {
-  Run* run = current;
+  Thread& here = this_thread;
+  Run* run = here.run;
   if (!run) return false;
   if (run->stop.load(std::memory_order_relaxed)) return true;
-  if (!began) return false;
+  if (!here.began || ++here.asks % 4) return false;  // a short call asks two or three times
   bool (*ask)() = interrupt.load(std::memory_order_relaxed);
   if (!ask) return false;
-  unsigned long long cycle = __builtin_ia32_rdtsc();  // 20 cycles where the clock takes 60: a small task asks often
-  if (cycle - looked_at < 1000000) return false;
-  looked_at = cycle;
-  int64_t now = milliseconds(), last = asked_at;
-  if (last == 0 || now - last >= 20) asked_at = now;
+  unsigned long long cycle = __builtin_ia32_rdtsc();  // 40 cycles where the clock takes 60 and more
+  if (here.looked_at == 0) here.looked_at = cycle;
+  if (cycle - here.looked_at < 1000000) return false;
+  here.looked_at = cycle;
+  int64_t now = milliseconds(), last = here.asked_at;
+  if (last == 0 || now - last >= 20) here.asked_at = now;
   if (last == 0 || now - last < 20) return false;
   unsigned modes = __builtin_ia32_stmxcsr();
   __builtin_ia32_ldmxcsr(run->modes);
@@ -149,26 +156,29 @@ void set_interrupt(bool (*asked)()) { interrupt = asked; }
 
 int worth_waking(int threads, double microseconds) {
   if (threads <= 1) return threads;
-  has_use = true;
-  return microseconds < worth_a_wake && __builtin_ia32_rdtsc() - busy_at > watched ? 1 : threads;
+  Thread& here = this_thread;
+  here.has_use = true;
+  return microseconds < worth_a_wake && __builtin_ia32_rdtsc() - here.busy_at > watched ? 1 : threads;
 }
 
 bool run(const Job& job, int64_t count, int threads) {
   Run run{job, count, __builtin_ia32_stmxcsr()};
   // A signal handler that interrupted() lets in may call again on this thread, so what was there is put back.
-  Run* outer = current;
-  bool outer_began = began;
-  current = &run;
-  began = true;
-  if (outer == nullptr) {
-    asked_at = 0;  // the clock itself is 3 % of the shortest calls
-    looked_at = __builtin_ia32_rdtsc();
+  Thread& here = this_thread;
+  Run* outer = here.run;
+  bool outer_began = here.began;
+  here.run = &run;
+  here.began = true;
+  if (outer == nullptr) {  // the clocks themselves are 2 to 4 % of the shortest calls, each time
+    here.asks = 0;
+    here.asked_at = 0;
+    here.looked_at = 0;
   }
 
   if (threads <= 1) {
     work(run, 0);
   } else {
-    has_team = true;
+    here.has_team = true;
     // Always the same team: libgomp ends and creates threads when the number changes. The surplus goes straight on.
     int usual = usable_threads(0), team = threads > usual ? threads : usual;
 #pragma omp parallel num_threads(team)
@@ -176,25 +186,25 @@ bool run(const Job& job, int64_t count, int threads) {
       int thread = omp_get_thread_num();
       if (thread < threads) {
         if (thread > 0) {
-          current = &run;
-          began = false;
+          this_thread.run = &run;
+          this_thread.began = false;
         }
         work(run, thread);
         if (thread > 0) {
-          current = nullptr;
+          this_thread.run = nullptr;
         } else {
           wait_for_others(run);
         }
       }
     }
-    has_use = true;
+    here.has_use = true;
   }
-  if (has_use) {
-    busy_at = __builtin_ia32_rdtsc();
-    has_use = false;
+  if (here.has_use) {
+    here.busy_at = __builtin_ia32_rdtsc();
+    here.has_use = false;
   }
-  current = outer;
-  began = outer_began;
+  here.run = outer;
+  here.began = outer_began;
   return !run.stop;
 }
 

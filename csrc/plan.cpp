@@ -102,9 +102,15 @@ Plan cut(const Problem& p, const Backend& backend, int asked) {
 Task task_at(const Problem& p, const Plan& plan, int64_t index) {
   Task task;
   task.index = index;
-  int64_t range = index % plan.ranges, tile = index / plan.ranges % plan.tiles, head = index / plan.ranges / plan.tiles;
-  task.b = head / plan.heads;
-  task.h = head % plan.heads;
+  int64_t range = 0, tile = 0;
+  task.b = task.h = 0;
+  if (index > 0) {  // six divisions are 4 % of the shortest calls
+    const int64_t of_head = index / plan.ranges, head = of_head / plan.tiles;
+    range = index % plan.ranges;
+    tile = of_head % plan.tiles;
+    task.b = head / plan.heads;
+    task.h = head % plan.heads;
+  }
   task.q0 = tile * plan.tile_rows;
   task.q1 = task.q0 + plan.tile_rows < p.Lq ? task.q0 + plan.tile_rows : p.Lq;
   task.k0 = range * plan.range_keys;

@@ -104,15 +104,6 @@ HARKEN_INLINE F of_key(Way way, F k) {
   return way == small ? tanh(k) : exponential(k + k);
 }
 
-// n <= lanes numbers, and zeros.
-template <class T>
-HARKEN_INLINE Lanes<T> take_some(const T* at, int64_t n) {
-  if (n >= lanes<T>) return take(at);
-  alignas(vector_bytes) T some[lanes<T>] = {};
-  for (int64_t i = 0; i < n; ++i) some[i] = at[i];
-  return take(some);
-}
-
 // The largest of all lanes, in each of them.
 template <class F, int apart = lanes<Number<F>> / 2>
 HARKEN_INLINE F top_of_lanes(F x) {

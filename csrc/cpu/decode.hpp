@@ -31,6 +31,19 @@ inline void scale_keys(T* S, int registers, const T* factor) {
     put(S, take(S) * __builtin_shuffle(take(factor), key));
 }
 
+// The largest number of each row of x, in all of its lanes.
+template <class F, int keys>
+inline F largest_of_rows(F x) {
+  typename Vector<Number<F>>::Words other;
+#pragma GCC unroll 8
+  for (int apart = 1; apart < keys; apart *= 2) {
+#pragma GCC unroll 16
+    for (int lane = 0; lane < lanes<Number<F>>; ++lane) other[lane] = lane ^ apart;
+    x = max(x, __builtin_shuffle(x, other));
+  }
+  return x;
+}
+
 // P = 2^(S - subtract), l += P. A row's sum is kept for each residue of its keys modulo the number of lanes, so that
 // its bits do not depend on how many rows share a register.
 template <class T, int R>
@@ -112,14 +125,9 @@ inline void absorb_rows(const Problem& p, const Head<T>* heads, const DecodeWork
   if (by.any()) modify(tile, all, by);
   hide(tile, all, edge);
   tops(tile, all, top);
-  for (int r = 0; r < R; ++r) {  // the largest of a row, in all of its lanes
-    T* of_row = top + r * keys;
-    T m = of_row[0];
-    for (int i = 1; i < keys; ++i) m = of_row[i] > m ? of_row[i] : m;
-    for (int i = 0; i < keys; ++i) of_row[i] = m;
-  }
+  const Lanes<T> largest = largest_of_rows<Lanes<T>, keys>(take(top));
 
-  Move<Lanes<T>> to = move(take(rows.m), take(rows.limit), take(top), Lanes<T>{});
+  Move<Lanes<T>> to = move(take(rows.m), take(rows.limit), largest, Lanes<T>{});
   if (to.any) {
     put(rows.m, to.m);
     put(rows.limit, to.limit);

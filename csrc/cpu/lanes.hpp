@@ -87,6 +87,22 @@ HARKEN_INLINE void put(S* at, F32 x) {
   *(Bits16Anywhere*)at = __builtin_convertvector(narrow<F32, Bits32>(S{}, x), Bits16);
 }
 
+// The first n numbers of a register, or all if there are so many; after what is taken come zeros.
+template <class T>
+HARKEN_INLINE Lanes<T> take_some(const T* at, int64_t n) {
+  if (n >= lanes<T>) return take(at);
+  alignas(vector_bytes) T some[lanes<T>] = {};
+  for (int64_t i = 0; i < n; ++i) __builtin_memcpy(some + i, (const char*)at + i * sizeof(T), sizeof(T));
+  return take(some);
+}
+template <class T>
+HARKEN_INLINE void put_some(T* at, Lanes<T> x, int64_t n) {
+  if (n >= lanes<T>) return put(at, x);
+  alignas(vector_bytes) T some[lanes<T>];
+  put(some, x);
+  for (int64_t i = 0; i < n; ++i) __builtin_memcpy((char*)at + i * sizeof(T), some + i, sizeof(T));
+}
+
 HARKEN_INLINE float take_one(int8_t x) { return x; }
 HARKEN_INLINE float take_one(float x) { return x; }
 HARKEN_INLINE double take_one(double x) { return x; }

@@ -16,6 +16,8 @@ inline void read_row(const char* from, int64_t step, int64_t n, T* to) {
     if (step == sizeof(S))
       for (; i + lanes<T> <= n; i += lanes<T>) put(to + i, take((const S*)from + i));
   }
+  if constexpr (__is_same(S, T))
+    if (step == sizeof(S)) return put_some(to + i, take_some((const T*)from + i, n - i), n - i);
   for (; i < n; ++i) {
     S x;
     __builtin_memcpy(&x, from + i * step, sizeof(S));
@@ -44,6 +46,8 @@ inline void write_row(char* to, int64_t step, int64_t n, const T* from, Lanes<T>
   int64_t i = 0;
   if (step == sizeof(S))
     for (; i + lanes<T> <= n; i += lanes<T>) put((S*)to + i, take(from + i) * factor);
+  if constexpr (__is_same(S, T))
+    if (step == sizeof(S)) return put_some((T*)to + i, take_some(from + i, n - i) * factor, n - i);
   for (; i < n; i += lanes<T>) {  // the last few, or every one where they lie apart
     alignas(vector_bytes) T some[lanes<T>] = {};
     S narrowed[lanes<T>];

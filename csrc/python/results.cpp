@@ -216,7 +216,12 @@ void make_results(Request& request) {
 }
 
 void merge_axes(Problem& problem) {
-  if (problem.batch_axes == 0) return;
+  bool one = true;  // as in the shortest calls, of which the rest takes 2 %
+  for (int axis = 0; axis < problem.batch_axes; ++axis) one &= problem.batch_shape[axis] == 1;
+  if (one) {
+    problem.batch_axes = 0;
+    return;
+  }
   View* const all[] = {
       &problem.q,       &problem.k,       &problem.v,           &problem.out,           &problem.lse,
       &problem.weights, &problem.w,       &problem.mask,        &problem.bias,          &problem.scales,

@@ -35,6 +35,14 @@ HARKEN_INLINE F32 take(const int8_t* at) {
   return (F32)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)at)));
 }
 
+// By masks: what lies behind is not touched.
+HARKEN_INLINE __mmask16 first_of_16(int64_t n) { return __mmask16(n >= 16 ? 0xffff : (1u << n) - 1); }
+HARKEN_INLINE __mmask8 first_of_8(int64_t n) { return __mmask8(n >= 8 ? 0xff : (1u << n) - 1); }
+HARKEN_INLINE F32 take_some(const float* at, int64_t n) { return (F32)_mm512_maskz_loadu_ps(first_of_16(n), at); }
+HARKEN_INLINE F64 take_some(const double* at, int64_t n) { return (F64)_mm512_maskz_loadu_pd(first_of_8(n), at); }
+HARKEN_INLINE void put_some(float* at, F32 x, int64_t n) { _mm512_mask_storeu_ps(at, first_of_16(n), (__m512)x); }
+HARKEN_INLINE void put_some(double* at, F64 x, int64_t n) { _mm512_mask_storeu_pd(at, first_of_8(n), (__m512d)x); }
+
 // VREDUCE gives x - floor(x), VSCALEF multiplies by 2^floor(x): 7 operations instead of 9, and no clamp, because
 // scalef(p, -inf) == 0. 1 to 2 % of a whole call over the general form. Coefficients: minimax on [0, 1), constant held
 // at 1.

@@ -51,7 +51,7 @@ void pack_positions_on(const Stretch& s, int64_t piece) {
         x[1] = take(from + c + 16);
       } else {
         const int64_t rest = inputs - c;
-        x[0] = take_some(from + c, rest < 16 ? rest : 16);
+        x[0] = take_some(from + c, rest);
         x[1] = take_some(from + c + 16, rest < 16 ? 0 : rest - 16);
       }
       F32 low[3], high[3];

@@ -58,15 +58,6 @@ HARKEN_INLINE void add_up(int64_t C, double* result, Term term) {
 }
 
 template <class T>
-HARKEN_INLINE Lanes<T> take_up_to(const T* at, int64_t n) {
-  return n == lanes<T> ? take(at) : take_some(at, n);
-}
-template <class T>
-HARKEN_INLINE void put_up_to(T* at, Lanes<T> x, int64_t n) {
-  n == lanes<T> ? put(at, x) : put_some(at, x, n);
-}
-
-template <class T>
 void normalize_row(const Normalization& p, int64_t row) {
   using F = Lanes<T>;
   const int64_t C = p.C, from = row * C;
@@ -79,26 +70,26 @@ void normalize_row(const Normalization& p, int64_t row) {
   const T* s = sum ? sum : x;
   if (sum) {
     add_up<T, 1>(C, sums, [=](int64_t i, int64_t n, F* a) __attribute__((always_inline)) {
-      F v = take_up_to(x + i, n);
-      if (residual) v += take_up_to(residual + i, n);
-      put_up_to(sum + i, v, n);
+      F v = take_some(x + i, n);
+      if (residual) v += take_some(residual + i, n);
+      put_some(sum + i, v, n);
       a[0] += v;
     });
   } else if (p.centered) {
     add_up<T, 1>(C, sums,
-                 [=](int64_t i, int64_t n, F* a) __attribute__((always_inline)) { a[0] += take_up_to(x + i, n); });
+                 [=](int64_t i, int64_t n, F* a) __attribute__((always_inline)) { a[0] += take_some(x + i, n); });
   }
   if (p.centered) {
     m = T(sums[0] / C);
     add_up<T, 2>(C, sums, [=](int64_t i, int64_t n, F* a) __attribute__((always_inline)) {
-      const F d = take_up_to(s + i, n) - m;
+      const F d = take_some(s + i, n) - m;
       a[0] += d;
       a[1] += d * d;
     });
     e = T(sums[0] / C);
   } else {
     add_up<T, 1>(C, sums + 1, [=](int64_t i, int64_t n, F* a) __attribute__((always_inline)) {
-      const F d = take_up_to(s + i, n);
+      const F d = take_some(s + i, n);
       a[0] += d * d;
     });
   }
@@ -106,10 +97,10 @@ void normalize_row(const Normalization& p, int64_t row) {
   const T r = T(1 / __builtin_sqrt((square < 0 ? 0 : square) + p.eps));
 
   auto scale = [=](int64_t i, int64_t n) __attribute__((always_inline)) {
-    F v = ((take_up_to(s + i, n) - m) - e) * r;
-    if (w) v *= take_up_to(w + i, n);
-    if (b) v += take_up_to(b + i, n);
-    put_up_to(y + i, v, n);
+    F v = ((take_some(s + i, n) - m) - e) * r;
+    if (w) v *= take_some(w + i, n);
+    if (b) v += take_some(b + i, n);
+    put_some(y + i, v, n);
   };
   int64_t i = 0;
   for (; i + lanes<T> <= C; i += lanes<T>) scale(i, lanes<T>);

@@ -8,20 +8,6 @@
 namespace harken {
 namespace {
 
-// n < lanes numbers, then zeros.
-template <class T>
-HARKEN_INLINE Lanes<T> take_some(const T* at, int64_t n) {
-  T rest[lanes<T>] = {};
-  for (int64_t j = 0; j < n; ++j) rest[j] = at[j];
-  return take(rest);
-}
-template <class T>
-HARKEN_INLINE void put_some(T* at, Lanes<T> x, int64_t n) {
-  T rest[lanes<T>];
-  put(rest, x);
-  for (int64_t j = 0; j < n; ++j) at[j] = rest[j];
-}
-
 // y = f(x + b) for n numbers.
 template <class T, class Function>
 HARKEN_INLINE void each(const T* x, const T* b, T* y, int64_t n, Function f) {

@@ -167,22 +167,6 @@ HARKEN_INLINE F bend(F x) {
   return ratio(e, e + T(2));
 }
 
-template <class T>
-HARKEN_INLINE Lanes<T> take_some(const T* from, int64_t n) {
-  if (n >= lanes<T>) return take(from);
-  T some[lanes<T>] = {};
-  for (int64_t i = 0; i < n; ++i) some[i] = from[i];
-  return take(some);
-}
-
-template <class T>
-HARKEN_INLINE void put_some(T* to, Lanes<T> x, int64_t n) {
-  if (n >= lanes<T>) return put(to, x);
-  T some[lanes<T>];
-  put(some, x);
-  for (int64_t i = 0; i < n; ++i) to[i] = some[i];
-}
-
 // Not inlined: which of two products becomes part of a sum is then decided once.
 template <class T>
 __attribute__((noinline)) void finish(const Moment<T>& at, int64_t panel, int64_t i, int64_t step, int phase) {
