@@ -29,6 +29,7 @@ Told = Callable[[str], None]
 
 PROBLEM = PROBLEMS | ROWS
 COMPARED = (goals.PEER, goals.MEAN, goals.TORCH, goals.PEAK, goals.READ)
+STORED = "int8"  # what only keys and values are stored as: no peer has it
 AVX2 = {
     "ATEN_CPU_CAPABILITY": "avx2",
     "MKL_ENABLE_INSTRUCTIONS": "AVX2",
@@ -43,6 +44,7 @@ class Suite:
     def __init__(self, wanted: Sequence[Goal], loaded: Sequence[Rival], threads: int, seconds: float, told: Told):
         self.wanted, self.loaded, self.threads, self.seconds, self.told = wanted, loaded, threads, seconds, told
         self.entries: dict[Case, Entry] = {}
+        self.storages: dict[str, list[dict[str, Any]]] = {}
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """A row for each goal, after the comparisons that any of them needs."""
@@ -69,7 +71,7 @@ class Suite:
         """Why not, if not."""
         import harken
 
-        if goal.dtype not in DTYPES:
+        if goal.dtype not in (*DTYPES, STORED):
             return f"harken does not store {goal.dtype}"
         if goal.backend not in ("", *harken.backends()):
             return f"harken has no backend {goal.backend} here"
@@ -77,12 +79,13 @@ class Suite:
 
     def cases(self, goal: Goal) -> list[Case]:
         """The comparisons that the goal is judged by; the other figures are taken by themselves."""
-        return [self.case(goal, name) for name in goal.problems] if goal.figure in COMPARED else []
+        compared = goal.figure in COMPARED and goal.dtype in DTYPES
+        return [self.case(goal, name) for name in goal.problems] if compared else []
 
     def measure(self, goal: Goal) -> Values:
         if reason := self.possible(goal):
             raise NotMeasurable(reason)
-        return MEASURES[goal.figure](self, goal)
+        return self.stored(goal) if goal.dtype == STORED else MEASURES[goal.figure](self, goal)
 
     def over(self, goal: Goal, peers: Sequence[str] = ()) -> Values:
         """How many times as fast as the best of the peers, or of those that are named."""
@@ -105,6 +108,23 @@ class Suite:
                 raise NotMeasurable(f"the peak is unknown: {entry['peak']['reason']}")
             values.by[name] = 100 * entry["rivals"]["harken"]["of_peak"]
             values.notes[""] = f"the peak: {entry['peak']['name']}"
+        return values
+
+    def stored(self, goal: Goal) -> Values:
+        """Keys and values of int8 with their factors, beside a plain read of them or beside bfloat16."""
+        import storage
+
+        values = Values({}, {"": "q is bfloat16"})
+        for name in goal.problems:
+            if name not in self.storages:
+                try:
+                    self.storages[name] = storage.measure(PROBLEM[name], 4 * self.seconds, self.threads)
+                except SystemExit as wrong:
+                    raise Wrong(str(wrong)) from None
+            rows = self.storages[name]
+            row = next(row for row in rows if row["q"] == "bfloat16" and row["storage"] == STORED)
+            over = goal.figure == goals.INT8
+            values.by[name] = row["over bfloat16"] if over else 100 * row["GB/s"] / row["read GB/s"]
         return values
 
     def compare(self, goal: Goal, name: str) -> Entry:

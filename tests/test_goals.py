@@ -89,6 +89,16 @@ def test_suite_compares_with_the_best_peer(run: Any) -> None:
     assert "harken is wrong" in rows[0]["reason"]
 
 
+def test_stored_in_int8_beside_bfloat16(run: Any) -> None:
+    figures = run.goals.READ, run.goals.INT8
+    wanted = [run.goals.Goal("decode int8", figure, 1.0, ("decode512",), "int8") for figure in figures]
+    suite, rows = judged(run, wanted, [run.rivals.everyone()["harken"]])
+    (measured,) = suite.storages.values()  # once for both
+    (row,) = (row for row in measured if (row["q"], row["storage"]) == ("bfloat16", "int8"))
+    assert rows[0]["value"] == 100 * row["GB/s"] / row["read GB/s"] > 0
+    assert rows[1]["value"] == row["over bfloat16"] > 0
+
+
 def test_who_is_hopeless_is_not_timed(run: Any) -> None:
     def late(out: Any) -> Any:
         time.sleep(0.2)

@@ -23,7 +23,15 @@ def test_many_keys_of_bfloat16(backend: str, type: str, D: int, Dv: int) -> None
         q, k, v = bf16(Lq, Lk, D, Dv, Hq=Hq, Hkv=2)
         with in_form("decode"):
             check(q.astype(DTYPES[type]), k, v, causal=True, weights=False)
-            check(q.astype(DTYPES[type]), k, v, scale=8.0, window=(700, None), kv_lengths=[Lk, min(1023, Lk - 1)], weights=False)
+            check(
+                q.astype(DTYPES[type]),
+                k,
+                v,
+                scale=8.0,
+                window=(700, None),
+                kv_lengths=[Lk, min(1023, Lk - 1)],
+                weights=False,
+            )
             check((8 * q).astype(DTYPES[type]), k[..., ::-1, :], v, sinks=np.zeros(Hq), softcap=30.0, weights=False)
 
 
