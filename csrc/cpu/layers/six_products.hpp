@@ -5,6 +5,7 @@
 #pragma once
 
 #include "../planes.hpp"
+#include "pointwise.hpp"
 
 namespace harken {
 namespace {
@@ -12,6 +13,26 @@ namespace {
 // Inputs that are summed on the engine before they join a sum in registers: 1.5 to 3 times less error than all 1536 in
 // one sum, half that of OpenBLAS, for 2 to 6 % of time; 128 would take 15 to 20 %.
 constexpr int64_t chunk = 384;
+
+// n numbers of a row, then zeros, as a row of the tiles of a, [steps][terms][...][32]; `term`: bytes from one to the next.
+HARKEN_INLINE void put_terms(const float* from, int64_t n, char* to, int64_t term) {
+  for (int64_t c = 0; c < n; c += 32, to += 3 * term) {
+    F32 x[2];
+    if (c + 32 <= n) {
+      x[0] = take(from + c);
+      x[1] = take(from + c + 16);
+    } else {
+      const int64_t rest = n - c;
+      x[0] = take_some(from + c, rest < 16 ? rest : 16);
+      x[1] = take_some(from + c + 16, rest < 16 ? 0 : rest - 16);
+    }
+    F32 low[3], high[3];
+    split_or_nan<3>(x[0], low);
+    split_or_nan<3>(x[1], high);
+#pragma GCC unroll 3
+    for (int i = 0; i < 3; ++i) put_words(to + i * term, pairs(low[i], high[i]));
+  }
+}
 
 // Rows of tiles of a: where the first term of the first row is, the bytes from row to row, from term to term, and to
 // the second 16 rows.
