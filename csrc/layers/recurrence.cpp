@@ -34,10 +34,10 @@ constexpr int64_t between_questions = 1 << 28, alone = 1 << 18;
 // multiply-adds in all steps, in a layer of so many inputs and units. It goes by a row's own length, not by what it is
 // padded to, nor by the batch: a row's bits are its own. A call for a part of the steps may differ in the last ones.
 //
-// FMA's time over the engine's, for whole calls of LSTM, C = H, one thread: (1, 64 to 400, 128) 0.99, 1.01, 1.07, 1.09;
-// (1, 64, 256) 1.06; (16, 64, 128) 1.13; (16, 100, 48) 1.00; (32, 100, 256) 1.18, of which the engine can speed up half:
-// the tiles of W_ih take as long as 40 steps save. On two threads, where the tiles travel from core to
-// core: (1, 100 to 400, 128) 0.93, 0.98, 0.99; (1, 100, 256) 1.01; (1, 64, 512) 1.11; (32, 100, 256) 1.17.
+// FMA's time over the engine's, for whole calls (B, L, H) of LSTM, C = H, of whose products the engine takes half. One
+// thread: (1, 64 to 400, 128) 0.99, 1.01, 1.07, 1.09; (1, 64, 256) 1.06; (16, 64, 128) 1.13; (16, 100, 48) 1.00;
+// (32, 100, 256) 1.18. Two, where tiles travel from core to core: (1, 100 to 400, 128) 0.93, 0.98, 0.99; (1, 100, 256)
+// 1.01; (1, 64, 512) 1.11; (32, 100, 256) 1.17. Making the tiles of W_ih takes as long as 40 steps of one row save.
 constexpr int64_t engine_steps = 64, engine_work = 1 << 24, engine_inputs = 48, engine_units = 48;
 // Bytes of x as tiles, which lie in the L2 beside a, and the rows that W_ih is to come from beyond it for at least.
 constexpr int64_t of_x = 512 << 10, engine_rows = 128;

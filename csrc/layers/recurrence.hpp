@@ -38,8 +38,8 @@ struct Recurrence {
 
   bool on_engine(int64_t row) const { return length(row) >= engine_steps; }
 
-  // Weights of the units of a panel, in lanes: [in_panels][gates], [H][gates] (reset before: [H][2], [H][1]), and biases
-  // [gates], and that of u_n.
+  // Weights of the units of a panel, in lanes: [in_panels][gates], [H][gates] (reset before: [H][2], [H][1]), and
+  // biases [gates], and that of u_n.
   int64_t panel() const { return ((in_panels + H + 1) * gates() + 1) * lanes; }
 
   // Bytes of 16 rows of x, or of a gate's 16 units of W_ih, as tiles of a matrix engine: [C / 32][3 terms][16][64].

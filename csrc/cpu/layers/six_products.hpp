@@ -14,7 +14,8 @@ namespace {
 // one sum, half that of OpenBLAS, for 2 to 6 % of time; 128 would take 15 to 20 %.
 constexpr int64_t chunk = 384;
 
-// n numbers of a row, then zeros, as a row of the tiles of a, [steps][terms][...][32]; `term`: bytes from one to the next.
+// n numbers of a row, then zeros, as a row of the tiles of a, [steps][terms][...][32], with `term` bytes from term to
+// term.
 HARKEN_INLINE void put_terms(const float* from, int64_t n, char* to, int64_t term) {
   for (int64_t c = 0; c < n; c += 32, to += 3 * term) {
     F32 x[2];
