@@ -3,6 +3,11 @@
 // A tile of x is 16 rows of a strand, those of one step and then of the next; one of W_ih a gate of the 16 units of a
 // panel. Each number is one sum in one order, and its 16 are all that decide whether the engine made it: what the terms
 // do not hold comes out as NaN (planes.hpp), and they are computed again without it.
+//
+// h W_hh^T stays with FMA. Who computes it may not go by the batch, as bits do not, and a single row would lose: terms
+// are 6 bytes a weight, which come from the L2 or beyond it, instead of 4. Sums of bytes are exact, so the same with
+// tiles and without; four bytes a side in ten products take 17 us instead of 39 for 16 rows of LSTM with H 256, but
+// 17.7 instead of 14.3 for one row, and 2.6 instead of 1.8 with H 128.
 #pragma once
 
 #include "../subnormals.hpp"
