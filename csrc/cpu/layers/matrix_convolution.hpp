@@ -44,22 +44,7 @@ void pack_positions_on(const Stretch& s, int64_t piece) {
       continue;
     }
     const float* from = (const float*)p.x + b * p.x_batch + l * p.x_step + s.group * inputs;
-    for (int64_t c = 0; c < inputs; c += 32, to += 3 * term) {
-      F32 x[2];
-      if (c + 32 <= inputs) {
-        x[0] = take(from + c);
-        x[1] = take(from + c + 16);
-      } else {
-        const int64_t rest = inputs - c;
-        x[0] = take_some(from + c, rest);
-        x[1] = take_some(from + c + 16, rest < 16 ? 0 : rest - 16);
-      }
-      F32 low[3], high[3];
-      split_or_nan<3>(x[0], low);
-      split_or_nan<3>(x[1], high);
-#pragma GCC unroll 3
-      for (int i = 0; i < 3; ++i) put_words(to + i * term, pairs(low[i], high[i]));
-    }
+    put_terms(from, inputs, to, term);
   }
 }
 

@@ -1,19 +1,20 @@
 // recurrence.hpp - LSTM and GRU: one product in chains for x and for h, units along the lanes, then the gates.
 //
 // A number of a is a bias and the chains of x, then those of h, 128 terms each, added in this order. It is the same for
-// every height of tile, panels side by side, length of chunk and number of threads: these may follow the speed.
+// every height of tile, panels side by side, length of chunk and number of threads: these may follow the speed. Of long
+// sequences a matrix engine takes x W_ih^T (matrix_recurrence.hpp).
 #pragma once
 
 #include "../../layers/recurrence.hpp"
-#include "../lanes.hpp"
 #include "../product.hpp"
 #include "../subnormals.hpp"
+#include "matrix_recurrence.hpp"
+#include "moment.hpp"
 
 namespace harken {
 namespace {
 namespace recurrence {
 
-constexpr int64_t slots = Recurrence::slots;
 constexpr int most_sums = columns * rows_for(columns);                                 // registers of a tile
 constexpr int side_by_side(int gates) { return gates == 4 ? 2 : gates == 3 ? 3 : 4; }  // panels of a single row
 constexpr int tile_rows(int gates) { return most_sums / gates < 8 ? most_sums / gates : 8; }
@@ -73,35 +74,6 @@ __attribute__((noinline)) void add_chain(const T* const* in, const T* W, int64_t
     }
 }
 
-// Where the rows of a strand are at a step.
-template <class T>
-struct Moment {
-  const Recurrence& p;
-  const Strand& strand;
-
-  int64_t row(int64_t i) const { return strand.which[i]; }
-  int64_t length(int64_t i) const { return p.length(row(i)); }
-  int64_t live(int64_t step) const {  // the rows that are that long come first
-    int64_t n = strand.rows;
-    if (p.lengths)
-      while (n > 0 && length(n - 1) <= step) --n;
-    return n;
-  }
-  // The place in x and y: backwards from a sequence's own end.
-  int64_t place(int64_t i, int64_t step) const {
-    return row(i) * p.L + (strand.direction ? length(i) - 1 - step : step);
-  }
-  int64_t state(int64_t i) const { return (strand.direction * p.B + row(i)) * p.H; }
-  const T* x(int64_t i, int64_t step) const { return (const T*)p.x + place(i, step) * p.C; }
-  T* y(int64_t i, int64_t step) const { return (T*)p.y + (place(i, step) * p.directions + strand.direction) * p.H; }
-  const T* before(int64_t i, int64_t step) const { return step ? y(i, step - 1) : (const T*)p.h0 + state(i); }
-  T* reset(int64_t i) const { return (T*)strand.reset + i * p.H; }
-  int64_t a_apart() const { return strand.chunk * strand.rows * slots * lanes<T>; }
-  T* a(int64_t panel, int64_t i, int64_t step) const {
-    return (T*)strand.a + panel * a_apart() + (step % strand.chunk * strand.rows + i) * slots * lanes<T>;
-  }
-};
-
 // The same for n rows, which `name` is asked for in order, tile by tile; of equal height, so that none is low and slow.
 template <class T, int gates, class Name>
 HARKEN_INLINE void add_rows(int64_t n, const T* W, int64_t terms, int64_t last, Name name) {
@@ -122,27 +94,21 @@ HARKEN_INLINE void add_rows(int64_t n, const T* W, int64_t terms, int64_t last, 
 template <class T, int gates>
 void project_in(const Recurrence& p, const Strand& strand, const T* W, int64_t panel, int64_t step, int64_t steps) {
   const Moment<T> at{p, strand};
-  const T* bias = W + (p.C + p.H) * gates * lanes<T>;
-  const int64_t last = gates - 1;
-  int64_t n = 0;
-  for (int64_t s = step; s < step + steps; ++s) {
-    const int64_t live = at.live(s);
-    for (int64_t i = 0; i < live; ++i) {
-      T* a = at.a(panel, i, s);
-      for (int64_t j = 0; j < slots * lanes<T>; j += lanes<T>) put(a + j, take(bias + j));
-    }
-    n += live;
+  const T* bias = W + (p.in_panels + p.H) * gates * lanes<T>;
+  const int64_t last = gates - 1, n = Walk<T>(at, strand.on_engine, strand.rows, step).count(steps);
+  Walk<T> rows(at, strand.on_engine, strand.rows, step);
+  for (int64_t i = 0; i < n; ++i) {
+    rows.next();
+    T* a = at.a(panel, rows.i, rows.s);
+    for (int64_t j = 0; j < slots * lanes<T>; j += lanes<T>) put(a + j, take(bias + j));
   }
   // A chain of W, 32 KiB, stays in the L1 cache for all rows.
   for (int64_t k = 0; k < p.C; k += chain) {
-    int64_t s = step, i = 0, live = at.live(s);
+    Walk<T> rows(at, strand.on_engine, strand.rows, step);
     add_rows<T, gates>(n, W + k * gates * lanes<T>, lesser(chain, p.C - k), last, [&](int64_t, const T*& x, T*& a) {
-      while (i == live) {
-        live = at.live(++s);
-        i = 0;
-      }
-      x = at.x(i, s) + k;
-      a = at.a(panel, i++, s);
+      rows.next();
+      x = at.x(rows.i, rows.s) + k;
+      a = at.a(panel, rows.i, rows.s);
     });
   }
 }
@@ -206,7 +172,7 @@ void advance_in(const Recurrence& p, const Strand& strand, const T* panels, int6
   const Moment<T> at{p, strand};
   const bool apart = p.cell == Cell::gru_reset_before;
   const int64_t live = at.live(step), last = p.cell == Cell::gru ? 3 : apart ? 1 + phase : 3;
-  const int64_t skip = (p.C * p.gates() + phase * p.H * 2) * lanes<T>;
+  const int64_t skip = (p.in_panels * p.gates() + phase * p.H * 2) * lanes<T>;
   auto in = [&](int64_t i) { return phase ? (const T*)at.reset(i) : at.before(i, step); };
 
   if (live == 0) return;
@@ -274,8 +240,8 @@ void pack_in(const Recurrence& p, int direction, int64_t panel, T* to) {
   const int gates = int(p.gates());
   const int64_t j = panel * lanes<T>, n = lesser(lanes<T>, p.H - j);
   const T *W = (const T*)p.W_hh[direction], *x = (const T*)p.b_ih[direction], *h = (const T*)p.b_hh[direction];
-  pack_panel<T>((const T*)p.W_ih[direction], p.H, p.C, j, 0, gates, to);
-  to += p.C * gates * lanes<T>;
+  if (p.in_panels) pack_panel<T>((const T*)p.W_ih[direction], p.H, p.C, j, 0, gates, to);
+  to += p.in_panels * gates * lanes<T>;
   if (p.cell == Cell::gru_reset_before) {
     pack_panel<T>(W, p.H, p.H, j, 0, 2, to);
     pack_panel<T>(W, p.H, p.H, j, 2, 1, to + p.H * 2 * lanes<T>);
@@ -333,8 +299,9 @@ void advance(const Recurrence& p, const Strand& strand, const void* panels, int6
 
 }  // namespace recurrence
 
-constexpr Recurrent recurrent = {
-    {lanes<float>, lanes<double>}, recurrence::pack, recurrence::project, recurrence::advance};
+constexpr Recurrent recurrent = {{lanes<float>, lanes<double>}, decltype(engine(0))::exists, recurrence::pack,
+                                 recurrence::project,           recurrence::advance,         recurrence::pack_tiles,
+                                 recurrence::pack_steps,        recurrence::project_tiles};
 
 }  // namespace
 }  // namespace harken

@@ -13,6 +13,18 @@ namespace {
 // one sum, half that of OpenBLAS, for 2 to 6 % of time; 128 would take 15 to 20 %.
 constexpr int64_t chunk = 384;
 
+// n numbers of a row, then zeros, as a row of the tiles of a, [steps][terms][...][32], with `term` bytes from term to
+// term.
+HARKEN_INLINE void put_terms(const float* from, int64_t n, char* to, int64_t term) {
+  for (int64_t c = 0; c < n; c += 32, to += 3 * term) {
+    F32 low[3], high[3];
+    split_or_nan<3>(take_some(from + c, n - c), low);
+    split_or_nan<3>(take_some(from + c + 16, n - c < 16 ? 0 : n - c - 16), high);
+#pragma GCC unroll 3
+    for (int i = 0; i < 3; ++i) put_words(to + i * term, pairs(low[i], high[i]));
+  }
+}
+
 // Rows of tiles of a: where the first term of the first row is, the bytes from row to row, from term to term, and to
 // the second 16 rows.
 struct Rows32 {

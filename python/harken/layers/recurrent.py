@@ -160,6 +160,13 @@ class LSTM(Recurrent):
     bias_ih_l0, bias_hh_l0 : (4 * hidden_size,)
         Where there is bias.
 
+    Notes
+    -----
+    The bits of a sequence depend on it alone: not on the batch, the threads, or the padding beyond its length. A matrix
+    engine (AMX), where there is one, multiplies x with weight_ih in its own order for float32 sequences of 64 steps or
+    more, 48 or more inputs and units, and 2^24 or more products, steps * input_size * rows of weight_ih, in all: there,
+    the last bits differ from those of `step`, and of a call for a part of the sequence.
+
     Examples
     --------
     >>> import numpy as np
@@ -170,7 +177,7 @@ class LSTM(Recurrent):
     >>> y.shape, h.shape, c.shape
     ((3, 10, 16), (1, 3, 16), (1, 3, 16))
 
-    Frame by frame, with the same bits:
+    Frame by frame, with the same bits, as no matrix engine takes so little:
 
     >>> state = None
     >>> for t in range(10):
@@ -226,7 +233,7 @@ class LSTM(Recurrent):
         return y, (h, c)
 
     def step(self, x: ArrayLike, state: tuple[ArrayLike, ArrayLike] | None = None) -> tuple[Array, tuple[Array, Array]]:
-        """One step, of x (..., input_size): y (..., hidden_size) and the next state; the bits of the whole call."""
+        """One step, of x (..., input_size): y (..., hidden_size) and the next state, as in the whole call."""
         h0, c0 = _pair(state)
         y, h, c = self._step(x, h0, c0)
         return y, (h, c)
@@ -266,6 +273,13 @@ class GRU(Recurrent):
     weight_hh_l0 : (3 * hidden_size, hidden_size)
     bias_ih_l0, bias_hh_l0 : (3 * hidden_size,)
         Where there is bias.
+
+    Notes
+    -----
+    The bits of a sequence depend on it alone: not on the batch, the threads, or the padding beyond its length. A matrix
+    engine (AMX), where there is one, multiplies x with weight_ih in its own order for float32 sequences of 64 steps or
+    more, 48 or more inputs and units, and 2^24 or more products, steps * input_size * rows of weight_ih, in all: there,
+    the last bits differ from those of `step`, and of a call for a part of the sequence.
 
     Examples
     --------
@@ -322,7 +336,7 @@ class GRU(Recurrent):
         return y, h
 
     def step(self, x: ArrayLike, h0: ArrayLike | None = None) -> tuple[Array, Array]:
-        """One step, of x (..., input_size): y (..., hidden_size) and the next state; the bits of the whole call."""
+        """One step, of x (..., input_size): y (..., hidden_size) and the next state, as in the whole call."""
         y, h, _ = self._step(x, h0, None)
         return y, h
 
