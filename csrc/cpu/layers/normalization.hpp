@@ -1,8 +1,8 @@
-// normalization.hpp - layer normalization: three passes over a row that stays in the L1 cache.
+// normalization.hpp - layer and RMS normalization: three passes, or two, over a row that stays in the L1 cache.
 //
 //   s = x + residual,                m = mean s
 //   e = mean (s - m),                v = mean (s - m)^2 - e^2        m is rounded; e is what it lacks
-//   y = ((s - m) - e) / sqrt(v + eps) w + b
+//   y = ((s - m) - e) / sqrt(v + eps) w + b                        without the mean, m = e = 0
 //
 // s - m is exact where the mean is large, so that an offset of 1e4 costs no more digits than it has taken from x.
 #pragma once
