@@ -52,7 +52,7 @@ def test_an_activation_comes_after_the_bias(backend: str, name: str, sizes: tupl
     np.testing.assert_array_equal(product(x, w, None, name), getattr(layers, name)(plain))
 
 
-@pytest.mark.parametrize("rows", [3, 50, 200])
+@pytest.mark.parametrize("rows", [3, 50, 200, 300])
 def test_what_is_not_finite_stays_in_its_row(backend: str, rows: int) -> None:
     x, w, b = numbers(rows, 64, 70, np.float32)
     before = product(x, w, b)
@@ -66,15 +66,22 @@ def test_what_is_not_finite_stays_in_its_row(backend: str, rows: int) -> None:
     after = product(x, w, b)
     assert np.isnan(after[:, 9]).all()
     np.testing.assert_allclose(after[3:, [8, 10]], before[3:, [8, 10]], rtol=1e-3, atol=1e-5)
+    w[9], w[40] = np.inf, np.float32(1e25) * w[40]
+    with np.errstate(all="ignore"):  # NumPy's product, where there is no engine
+        after = product(x, w, b)
+    assert not np.isfinite(after[:, 9]).any()
+    np.testing.assert_allclose(after[3:, 40], exact(x[3:], w[40:41], b[40:41])[:, 0], rtol=1e-3)
+    np.testing.assert_allclose(after[3:, 41:], before[3:, 41:], rtol=1e-3, atol=1e-5)
 
 
 def test_bits_of_a_row_do_not_depend_on_the_others(backend: str) -> None:
-    for rows in (20, 150):
+    for rows in (9, 20, 150, 300):
         x, w, b = numbers(rows, 384, 100, np.float32)
         whole = product(x, w, b, "gelu")
         np.testing.assert_array_equal(product(x[::-1], w, b, "gelu")[::-1], whole)
     x, w, b = numbers(20, 384, 100, np.float32)
-    np.testing.assert_array_equal(product(x[3:4], w, b), product(x, w, b)[3:4])
+    np.testing.assert_array_equal(product(x[3:4], w, b), product(x[:9], w, b)[3:4])
+    np.testing.assert_array_equal(product(x[3:15], w, b), product(x, w, b)[3:15])
     np.testing.assert_array_equal(product(x, w[3:4], b[3:4]), product(x, w, b)[:, 3:4])
 
 

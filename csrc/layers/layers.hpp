@@ -23,6 +23,8 @@ struct Layers {
   void (*pack_rows)(const Panels&, int64_t tile);  // and these
   void (*pack_weight)(const Panels&, int64_t tile);
   void (*multiply_panels)(const Panels&, int64_t task);
+  void (*pack_beside)(const Panels&, int64_t tile);
+  void (*multiply_split)(const Panels&, int64_t task);
   void (*normalize)(const Normalization&, int64_t piece);
   Recurrent recurrent;
   void (*rotate)(const Rotation&, int64_t piece);

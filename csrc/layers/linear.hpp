@@ -19,7 +19,8 @@ struct Linear {
   int64_t tasks() const { return across() * ((rows + high - 1) / high); }
 };
 
-// Some rows of x and some of W as the tiles of a matrix engine, and their part of y. Packed are 16 rows at a time, in 6
+// Some rows of x and some of W as the tiles of a matrix engine, and their part of y; w is null where W is split as it
+// is read. Packed are 16 rows at a time, in 6
 // bytes a number; a task of the product is `high` rows by `wide` outputs, whose part of x stays in the L2.
 struct Panels {
   Linear linear;

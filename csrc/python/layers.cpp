@@ -64,9 +64,19 @@ namespace {
 constexpr int64_t few_pieces = 3;          // 20 us: another thread would be awake when they are done
 constexpr int64_t few_products = 400'000;  // 10 us
 
-// Up to so many rows a product that packs nothing is faster, on one thread: NumPy's takes 2.7 times as long at 13 rows
-// and as long at 70, the engine's as long at 56.
-constexpr int64_t few_rows = 64, engine_rows = 56;
+// Where there is no engine, up to so many rows a product that packs nothing is faster than NumPy's, which takes 2.7
+// times as long at 13 rows and as long at 70.
+constexpr int64_t few_rows = 64;
+// On an engine W is split as it is read, from so many rows on: one thread, a product that packs nothing over it, 8 rows
+// 0.87, 11 rows 1.18, 16 rows 1.4, 32 rows 2.1. Panels over it, until x as tiles leaves the L2 or rows are many: 64 rows
+// 1.9, 128 rows 1.4, 256 rows of 384 inputs 1.15, 512 rows 0.95 to 1.1; 160 rows of 1536 inputs 1.3, 192 rows 0.97.
+constexpr int64_t split_rows = 11, most_split_rows = 256, most_split_bytes = 3 << 19;
+
+bool multiplied_as_split(const Linear& p) {
+  return p.rows >= split_rows && p.rows <= most_split_rows && p.rows * p.inputs * 6 <= most_split_bytes;
+}
+
+constexpr int64_t panel_rows = 56;  // in panels from so many on, where not
 
 Activation activation(const char* name) {
   constexpr struct {
@@ -94,8 +104,8 @@ void activate(const char* name, const py::object& x, const py::object& bias, con
   compute_noun(chosen().layers->activate, p, p.pieces(), p.pieces() <= few_pieces);
 }
 
-// On the matrix engine, part after part.
-void multiply_on_engine(const Linear& linear) {
+// On a matrix engine, part after part.
+void multiply_panels(const Linear& linear) {
   const Layers& layers = *chosen().layers;
   Panels p = {linear};
   const int64_t fit = std::max<int64_t>(Panels::most_weights / linear.inputs / 32 * 32, 32);
@@ -115,6 +125,18 @@ void multiply_on_engine(const Linear& linear) {
   }
 }
 
+// On a matrix engine, all rows at once: W is split into its terms as it is read.
+void multiply_split(const Linear& linear) {
+  const Layers& layers = *chosen().layers;
+  Panels p = {linear, 0, linear.rows, 0, linear.outputs, nullptr, nullptr};
+  Kept memory(p.bytes(linear.rows));
+  if (!memory.at()) throw std::bad_alloc();
+  p.x = memory.at();
+  compute_noun(layers.pack_beside, p, (linear.rows + 15) / 16, true);
+  compute_noun(layers.multiply_split, p, p.across(),
+               double(linear.rows) * linear.outputs * linear.inputs <= few_products);
+}
+
 // y = f(x W^T + b): x (rows, inputs), W (outputs, inputs). False, and nothing done, where NumPy's product is faster.
 bool multiply(const char* name, const py::object& x, const py::object& weight, const py::object& bias,
               const py::object& y) {
@@ -132,8 +154,11 @@ bool multiply(const char* name, const py::object& x, const py::object& weight, c
                     rows,
                     inputs,
                     outputs};
-  if (rows >= engine_rows && chosen().engine && !p.in_double && inputs > 0 && inputs % 32 == 0) {
-    multiply_on_engine(p);
+  const bool engine = chosen().engine && !p.in_double && inputs > 0 && inputs % 32 == 0;
+  if (engine && multiplied_as_split(p)) {
+    multiply_split(p);
+  } else if (engine && rows >= panel_rows) {
+    multiply_panels(p);
   } else if (rows <= few_rows) {
     compute_noun(chosen().layers->multiply, p, p.tasks(), double(rows) * outputs * inputs <= few_products);
   } else {

@@ -15,11 +15,13 @@
 #include "../layers/pointwise.hpp"
 #include "../layers/recurrence.hpp"
 #include "../layers/rotation.hpp"
+#include "../layers/split_linear.hpp"
 
 namespace harken {
 
 extern const Layers HARKEN_ISA_LAYERS;
-const Layers HARKEN_ISA_LAYERS = {activate,  convolve,    pack_positions,  pack_taps, convolve_stretch, multiply,
-                                  pack_rows, pack_weight, multiply_panels, normalize, recurrent,        rotate};
+const Layers HARKEN_ISA_LAYERS = {activate,       convolve,  pack_positions, pack_taps,       convolve_stretch,
+                                  multiply,       pack_rows, pack_weight,    multiply_panels, pack_beside,
+                                  multiply_split, normalize, recurrent,      rotate};
 
 }  // namespace harken

@@ -1,8 +1,8 @@
 // matrix_linear.hpp - y = f(x Wᵀ + b) on a matrix engine: both operands as three terms of bfloat16 each, six products.
 //
-// Packing takes 6 operations a number and is done once. The products take 1.3 times as long as from the L1, where the
-// panels do not fit. A float product by OpenBLAS takes 1.4 to 2.3 times as long as all of it (160 and 640 rows, one
-// thread).
+// For many rows: some hundred are multiplied as split_linear.hpp does. Packing takes 6 operations a number and is done
+// once. The products take 1.3 times as long as from the L1, where the panels do not fit. A float product by OpenBLAS
+// takes 1.4 to 2.3 times as long as all of it (160 and 640 rows, one thread).
 // What the terms do not hold comes out as NaN (planes.hpp), and a row with a NaN is computed again without the engine.
 #pragma once
 
