@@ -56,6 +56,23 @@ def test_terms_of_rows_and_keys_that_are_not_finite(backend: str) -> None:
                     same_bits(harken.attention(*x, mask=unseen), harken.attention(q, k, v, mask=unseen))
 
 
+def test_what_is_hidden_changes_no_bit_of_a_float(backend: str) -> None:
+    q, k, v = bf16(4, 300, 64, 96, Hq=8, Hkv=2)
+    seen = np.random.default_rng(0).random((2, 1, 4, 300)) < 0.7
+    seen[..., ::7] = False
+    with in_form("decode"):
+        clean = harken.attention(q.astype(np.float32), k, v, mask=seen)
+        for poison in (np.nan, np.inf):
+            K, V = k.copy(), v.copy()
+            K[..., ::7, 3] = V[..., ::7, 40] = poison
+            same_bits(harken.attention(q.astype(np.float32), K, V, mask=seen), clean)
+            V[:, 0, 10, 5] = poison  # and this one is seen by some
+            out, sees = harken.attention(q.astype(np.float32), K, V, mask=seen), seen[:, :, :, 10]
+            same_bits(out[:, :4], clean[:, :4], ~sees[..., None] & np.ones((2, 4, 4, 96), bool))
+            assert (np.isfinite(out[:, :4, :, 5]) == ~sees).all()
+            same_bits(out[:, 4:], clean[:, 4:])
+
+
 def test_rows_of_terms_do_not_know_their_neighbours(backend: str) -> None:
     q, k, v = bf16(4, 1500, 128, 64, Hq=8, Hkv=1)  # 32 rows, each with terms of its own
     out = harken.attention(q, k, v)

@@ -156,11 +156,13 @@ inline void absorb_rows(const Problem& p, const Head<T>* heads, const DecodeWork
 // A chunk by tiles: S of all groups, and when that has become P, O += P V. Values of bfloat16 are brought beside keys,
 // so that two streams run at once.
 template <class M, class E>
-inline void multiply_keys(const PartSpace& space, const Chunk<E>& at, Ahead K, Ahead V) {
+inline void multiply_keys(const PartSpace& space, const Chunk<E>& at, bool careful, Ahead K, Ahead V) {
   if constexpr (__is_same(E, int8_t)) {
     for (int g = 0; g < space.count; ++g, V.at = nullptr) multiply_keys<M>(at.K, at.K_step, at.n, at.D, space, g, V);
   } else {
     Bringing values = {at.V, at.V_step, at.n, at.Dv, space.V, 0};
+    if (careful && make_finite(at.V, at.V_step, at.n, at.Dv, space.finite))
+      values = {space.finite, at.Dv, at.n, at.Dv, space.V, 0};
     auto two_rows = [&]() __attribute__((always_inline)) {
       for (int i = 0; K.at && i < 2; ++i) K.row(), V.row();
       values.template two_rows<M>();
@@ -244,7 +246,7 @@ inline bool absorb_keys(const Problem& p, const Task& task, const DecodeSpace<T>
     const Ahead K = ahead(head.K, K_bytes, next, more);
     const Ahead V = terms ? ahead(head.V, V_bytes, next, more) : ahead(head.V, V_bytes, k, even);
     if constexpr (tiles)
-      if (work.in_parts) multiply_keys<Engine>(work.part, at, K, V);
+      if (work.in_parts) multiply_keys<Engine>(work.part, at, careful, K, V);
     for (int g = 0; g < space.count; ++g) {
       const DecodeRows<T>& rows = space.groups[g];
       const Ahead none = {}, of_V = g == 0 ? V : none, of_K = g == 0 ? K : none;

@@ -82,6 +82,7 @@ inline void set_up(const Problem& p, DecodeSpace<float>& space, Bytes bytes, con
   part.weights = bytes(sets(part.P_parts) * (terms ? 2 : 1) * tile_bytes);
   part.K = bytes(tile_rows * p.D * size_of(p.k.type));
   part.V = bytes(terms ? most(p.D, up(p.Dv, 64)) / 8 * tile_bytes : 4 * tile_bytes);
+  part.finite = (bf16*)bytes(terms ? chunk * p.Dv * sizeof(bf16) : 0);
   part.sums = (float*)bytes(4 * tile_bytes);
   for (int g = 0; groups && g < part.count; ++g)
     part.groups[g] = {groups[g].Q, groups[g].S, groups[g].seen, groups[g].O};

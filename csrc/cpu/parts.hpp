@@ -36,6 +36,7 @@ struct PartSpace {
   char* weights;         // P of a chunk and a set as tiles of its parts,
   float* from;           // [4] a set, of digits: what the sums over those count
   char *K, *V;           // [16][D]: the last keys of a chunk; tiles of its values
+  bf16* finite;          // [chunk][Dv]: its values with 0 for what is not finite
   float* sums;           // four tiles
 
   int groups_of(int parts) const { return tile_rows / parts / part_rows; }
@@ -57,16 +58,18 @@ inline KeyTile key_tile(const char* K, int64_t step, int64_t bytes, int k, int n
   return {copy, bytes};
 }
 
-// S[k][r] = factor q_r . k as scores_of_rows makes it, by vectors, for one row: where its sums by parts are not finite.
+// S[k][r] = factor q_r . k as scores_of_rows makes it, by vectors, for one row: where its sums by parts are not finite,
+// and nowhere else, so that a key which is hidden later changes no bit of others.
 template <class E>
 __attribute__((noinline)) void plain_scores(const E* K, int64_t step, int n, const float* q, float factor, int64_t D,
                                             float* S) {
   for (int k = 0; k < n; ++k) {
+    float& s = S[k / 4 * lanes<float> + k % 4];
+    if (s - s == 0) continue;
     F32 sum = {};
     for (int64_t d = 0; d < D; d += lanes<float>) sum += take(q + d) * factor * take(K + k * step + d);
-    float s = 0;
+    s = 0;
     for (int lane = 0; lane < lanes<float>; ++lane) s += sum[lane];
-    S[k / 4 * lanes<float> + k % 4] = s;
   }
 }
 

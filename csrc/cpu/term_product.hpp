@@ -166,6 +166,29 @@ inline void pack_weights(bf16, const PartSpace& space, int g) {
   }
 }
 
+// What a row does not see must not even meet a weight of 0. n values with 0 for what is not finite, if any.
+inline bool make_finite(const bf16* V, int64_t step, int n, int64_t Dv, bf16* to) {
+  bool some = false;
+  for (int k = 0; k < n; ++k)
+    for (int64_t d = 0; d < Dv; ++d) {
+      const bf16 v = V[k * step + d];
+      const bool special = (v.bits & 0x7f80) == 0x7f80;
+      to[k * Dv + d].bits = special ? 0 : v.bits;
+      some |= special;
+    }
+  return some;
+}
+
+// Does row r see a value among the channels d .. end - 1 that is not finite?
+inline bool sees_special(const bf16* V, int64_t step, int n, const float* unseen, int r, int64_t d, int64_t end) {
+  for (int k = 0; k < n; ++k) {
+    if (unseen[k / 4 * lanes<float> + 4 * r + k % 4] != 0) continue;
+    for (int64_t i = d; i < end; ++i)
+      if ((V[k * step + i].bits & 0x7f80) == 0x7f80) return true;
+  }
+  return false;
+}
+
 // O of a set, 64 channels from d on, or the last 32, of values that have been brought.
 template <class M>
 inline void multiply_values(const bf16* V, int64_t step, int n, bool careful, int64_t Dv, int64_t d,
@@ -205,7 +228,8 @@ inline void multiply_values(const bf16* V, int64_t step, int n, bool careful, in
           even += take(at);
           odd += take(at + tile_rows * tile_words);
         }
-        if (any((even + odd) * 0.f != F32{})) {
+        const bool special = careful && sees_special(V, step, n, rows.seen, r, from, from + 32);
+        if (special || any((even + odd) * 0.f != F32{})) {
           plain_values(V, step, n, rows.S, careful ? rows.seen : nullptr, rows.O, Dv, r, from, from + 32);
           continue;
         }
