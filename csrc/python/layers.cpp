@@ -69,7 +69,7 @@ constexpr int64_t few_products = 400'000;  // 10 us
 constexpr int64_t few_rows = 64;
 // On an engine W is split as it is read, from so many rows on: one thread, a product that packs nothing over it, 8 rows
 // 0.87, 11 rows 1.18, 16 rows 1.4, 32 rows 2.1. Panels over it, until x as tiles leaves the L2 or rows are many: 64
-// rows 1.9, 128 rows 1.4, 256 rows of 384 inputs 1.15, 512 rows 0.95 to 1.1; 160 rows of 1536 inputs 1.3, 192 rows 0.97.
+// rows 1.9, 128 rows 1.4, 256 of 384 inputs 1.15, 512 of them 0.95 to 1.1; 160 rows of 1536 inputs 1.3, 192 rows 0.97.
 constexpr int64_t split_rows = 11, most_split_rows = 256, most_split_bytes = 3 << 19;
 
 bool multiplied_as_split(const Linear& p) {
