@@ -13,7 +13,7 @@ namespace {
 // What a thread works in while a chunk is near.
 template <class T>
 struct DecodeWorkspace {
-  T *K, *V;                   // [chunk][D], [chunk][Dv]: a copy, where one is needed
+  T *K, *V, *other_V;         // [chunk][D], [chunk][Dv]: a copy, where one is needed; V of this chunk and of the next
   T *bias, *mask;             // [chunk / keys][lanes]
   T* row;                     // [chunk]
   AdditiveKeys<T>* additive;  // of the chunk; and w of each head
@@ -70,22 +70,20 @@ inline void set_up(const Problem& p, DecodeSpace<float>& space, Bytes bytes, con
   part.count = space.count;
   part.q_parts = terms && p.type == Type::bf16 && (!p.k_scale.data || p.k_scale.row != 0) ? 1 : 4;
   part.P_parts = terms && p.type == Type::bf16 ? 2 : 4;
-  auto sets = [&](int parts) {
-    const int groups = part.groups_of(parts);
-    return (part.count + groups - 1) / groups;
-  };
   part.groups = (PartRows*)bytes(part.count * sizeof(PartRows));
   part.scale = (float*)bytes(part.count * part_rows * sizeof(float));
-  part.counts = (float*)bytes(sets(part.q_parts) * tile_rows * sizeof(float));
-  part.from = (float*)bytes(sets(part.P_parts) * part_rows * sizeof(float));
-  part.queries = bytes(sets(part.q_parts) * tile_rows * p.D * size_of(p.k.type));
-  part.weights = bytes(sets(part.P_parts) * (terms ? 2 : 1) * tile_bytes);
+  part.counts = (float*)bytes(part.sets(part.q_parts) * tile_rows * sizeof(float));
+  part.from = (float*)bytes(part.sets(part.P_parts) * part_rows * sizeof(float));
+  part.queries = bytes(part.sets(part.q_parts) * tile_rows * p.D * size_of(p.k.type));
+  part.weights = bytes(part.sets(part.P_parts) * 2 * tile_bytes);
   part.K = bytes(tile_rows * p.D * size_of(p.k.type));
-  part.V = bytes(terms ? most(p.D, up(p.Dv, 64)) / 8 * tile_bytes : 4 * tile_bytes);
+  part.V = bytes(most(p.D / 8, 8) * tile_bytes);  // at first it holds 16 rows of q
   part.finite = (bf16*)bytes(terms ? chunk * p.Dv * sizeof(bf16) : 0);
-  part.sums = (float*)bytes(4 * tile_bytes);
+  const int64_t keys = terms ? chunk_of<bf16> : chunk_of<int8_t>;
+  part.S = (float*)bytes(part.sets(part.q_parts) * keys * row_bytes);
+  part.O = (float*)bytes(4 * tile_bytes);
   for (int g = 0; groups && g < part.count; ++g)
-    part.groups[g] = {groups[g].Q, groups[g].S, groups[g].seen, groups[g].O};
+    part.groups[g] = {groups[g].count, groups[g].Q, groups[g].S, groups[g].seen, groups[g].O};
 }
 
 // Takes what a task needs from `from`, or with from == nullptr only counts the bytes.
@@ -100,8 +98,12 @@ inline int64_t set_up(const Problem& p, char* from, DecodeSpace<T>& space) {
   };
   auto array = [&](int64_t count) { return (T*)bytes(count * sizeof(T)); };
   DecodeWorkspace<T>& work = space.work;
+  work.in_parts = Engine::exists && decoded_in_parts(p);
+  const bool terms = work.in_parts && p.k.type == Type::bf16;
+  const int64_t chunk = work.in_parts && !terms ? chunk_of<int8_t> : harken::chunk;
   work.K = array(chunk * D);
   work.V = array(chunk * Dv);
+  work.other_V = array(work.in_parts ? chunk * Dv : 0);
   work.bias = array(chunk * 4);
   work.mask = array(chunk * 4);
   work.row = array(chunk);
@@ -117,14 +119,13 @@ inline int64_t set_up(const Problem& p, char* from, DecodeSpace<T>& space) {
   }
   work.factor_K = array(chunk + lanes<T>);
   work.factor_V = array(chunk + lanes<T>);
-  work.in_parts = Engine::exists && decoded_in_parts(p);
   space.heads = (Head<T>*)bytes(heads * sizeof(Head<T>));
   space.groups = (DecodeRows<T>*)bytes(rows * sizeof(DecodeRows<T>));
   space.count = 0;
   for (int64_t r = 0; r < rows;) {
     DecodeRows<T> group;
     group.r0 = int(r);
-    group.count = work.in_parts ? part_rows : rows_of_group(rows - r, lanes<T> >= 4 ? 4 : 2);
+    group.count = terms ? part_rows : rows_of_group(rows - r, lanes<T> >= 4 ? 4 : 2);
     group.last = int(least(rows, r + group.count) - 1);
     group.Q = array(group.count * D);
     group.S = array(chunk * 4);

@@ -15,16 +15,28 @@ constexpr int sums_held = columns == 4 ? 16 : 8;  // registers for O in values_o
 template <class T, int R>
 constexpr int keys_in = lanes<T> / R;  // of a register
 
+// The largest number of each row of x, in all of its lanes.
+template <class F, int keys>
+inline F largest_of_rows(F x) {
+#pragma GCC unroll 8
+  for (int apart = 1; apart < keys; apart *= 2) {
+    typename Vector<Number<F>>::Words other;
+#pragma GCC unroll 16
+    for (int lane = 0; lane < lanes<Number<F>>; ++lane) other[lane] = lane ^ apart;
+    x = max(x, __builtin_shuffle(x, other));
+  }
+  return x;
+}
+
 // Prefetch of the other stream while this one is read, one row a key: 81 -> 93 % of a streaming read beyond the L2
 // cache, but a loss inside of it, so only where the keys and values of a call exceed 4 MiB.
 struct Ahead {
   const char* at;  // null: off
   int64_t step, bytes;
-  bool near;  // into the L1 cache
 
   HARKEN_INLINE void row() {
     if (!at) return;
-    for (int64_t b = 0; b < bytes; b += 64) near ? __builtin_prefetch(at + b, 0, 3) : __builtin_prefetch(at + b, 0, 2);
+    for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(at + b, 0, 2);
     at += step;
   }
 };
@@ -63,6 +75,15 @@ inline void join(T* rows, int64_t n, int64_t count) {
       put(rows + d + lanes<T>, take(both + lanes<T>));
     }
 }
+
+// A chunk of keys as the products read it: E where it lies, or T where it had to be copied.
+template <class E>
+struct Chunk {
+  const E *K, *V;
+  int64_t K_step, V_step, D, Dv, k0;
+  int n;
+  Ahead next_K, soon_V;
+};
 
 // S[k][r] = q_r . k for n keys from K; a register of scores for every lanes / R keys. Keys past n repeat the last one.
 template <class T, class E, int R>

@@ -2,7 +2,7 @@
 //
 // One term of q where it is stored as bfloat16, else three; two of P, or three where the output has more than 8 bits.
 // A product of tiles takes as long for one row as for 16, and reading keys and values from memory longer than both
-// products: what decides is that something is always being read (see absorb_keys).
+// products: what decides is that something is always being read (see absorb_keys_in_parts).
 #pragma once
 
 #include "parts.hpp"
@@ -57,66 +57,10 @@ inline void pack_queries(bf16, const PartSpace& space, int g0, int64_t D) {
   pack_keys<1>(Sheet<bf16>{line, D, tile_rows, nullptr}, 0, D, space.queries + set * D / 32 * tile_bytes);
 }
 
-// What a step of multiply_keys leaves time for: two rows of values a call are brought into their tiles.
-struct Bringing {
-  const bf16* V;
-  int64_t step;
-  int n;
-  int64_t Dv;
-  char* to;  // [Dv / 16][2 times 32 keys]
-  int i;
-
-  template <class M>
-  HARKEN_INLINE void two_rows() {
-    const int k = i / 16 * 32 + i % 16;
-    const char *low = (const char*)(V + least(k, n - 1) * step), *end = low + 2 * Dv;
-    const int64_t high = (const char*)(V + least(k + tile_rows, n - 1) * step) - low;
-    char* row = to + i / 16 * tile_bytes + i % 16 * row_bytes;
-#pragma GCC unroll 4
-    for (; low < end; low += row_bytes, row += 4 * tile_bytes) M::twos(low, low + high, row, 2 * tile_bytes);
-    ++i;
-  }
-};
-
-// 16 keys in the order in which they lie; `between` is called after every tile.
-template <class M, int c, class Between>
-HARKEN_INLINE void multiply_tile_of_keys(Register<c> sum, KeyTile K, const char* q, int64_t steps, Between between) {
-  M::zero(sum);
-  for (int64_t s = 0; s < steps; s += 2, q += 2 * tile_bytes) {
-    M::take(Register<6>(), q, row_bytes);
-    M::take(Register<4>(), K.at + s * row_bytes, K.step);
-    M::multiply(sum, Register<4>(), Register<6>());
-    between();
-    if (s + 1 == steps) break;
-    M::take(Register<7>(), q + tile_bytes, row_bytes);
-    M::take(Register<5>(), K.at + (s + 1) * row_bytes, K.step);
-    M::multiply(sum, Register<5>(), Register<7>());
-    between();
-  }
-}
-
-// S of n <= 64 keys, for the rows of a set; `due` calls of `between` on the way.
-template <class M, class Between>
-inline void multiply_keys(const bf16* K, int64_t step, int n, int64_t D, const PartSpace& space, int g0, int calls,
-                          Between between) {
-  const int parts = space.q_parts, groups = space.groups_of(parts), set = g0 / groups;
-  const int64_t steps = D / 32, tiles = (n + tile_rows - 1) / tile_rows * steps;
-  const char* const q = space.queries + set * steps * tile_bytes;
-  int64_t due = 0;
-  auto shared = [&]() __attribute__((always_inline)) {
-    for (due += calls; due >= tiles; due -= tiles) between();
-  };
-  auto tile = [&](auto sum, int i) __attribute__((always_inline)) {
-    if (tile_rows * i >= n) return;
-    const KeyTile of = key_tile((const char*)K, 2 * step, 2 * D, tile_rows * i, n, space.K);
-    multiply_tile_of_keys<M>(sum, of, q, steps, shared);
-    M::put(sum, space.sums + tile_rows * i * tile_words, row_bytes);
-  };
-  tile(Register<0>(), 0);
-  tile(Register<1>(), 1);
-  tile(Register<2>(), 2);
-  tile(Register<3>(), 3);
-
+// S of the rows of a set.
+inline void join_scores(const Chunk<bf16>& at, const PartSpace& space, int g0) {
+  const int parts = space.q_parts, groups = space.groups_of(parts), set = g0 / groups, n = at.n;
+  const float* const sums_at = space.S + set * chunk_of<bf16> * tile_words;
   Words32 turned;  // [key][row] -> [row][key]
 #pragma GCC unroll 16
   for (int i = 0; i < lanes<float>; ++i) turned[i] = i % 4 * 4 + i / 4;
@@ -129,8 +73,8 @@ inline void multiply_keys(const bf16* K, int64_t step, int n, int64_t D, const P
     for (int k = 0; k < n; k += 4) {
       F32 s = {};
       for (int t = terms_in(parts) - 1; t >= 0; --t) {
-        const float* at = space.sums + k * tile_words + t * tile_rows / parts + part_rows * g;
-        const float* of[] = {at, at + tile_words, at + 2 * tile_words, at + 3 * tile_words};
+        const float* x = sums_at + k * tile_words + t * tile_rows / parts + part_rows * g;
+        const float* of[] = {x, x + tile_words, x + 2 * tile_words, x + 3 * tile_words};
         s += take_pieces(of);
       }
       s = __builtin_shuffle(s, turned) * counts;
@@ -140,7 +84,7 @@ inline void multiply_keys(const bf16* K, int64_t step, int n, int64_t D, const P
     if (!any(bad != bad)) continue;
     for (int r = 0; r < part_rows; ++r)
       if (bad[4 * r] + bad[4 * r + 1] + bad[4 * r + 2] + bad[4 * r + 3] != 0)
-        plain_scores(K, step, n, rows.Q + r * D, space.scale[part_rows * (g0 + g) + r], D, rows.S + 4 * r);
+        plain_scores(at.K, at.K_step, n, rows, r, space.scale[part_rows * (g0 + g) + r], at.D);
   }
 }
 
@@ -148,7 +92,7 @@ inline void multiply_keys(const bf16* K, int64_t step, int n, int64_t D, const P
 
 // P of a group as it lies in the tiles of its set, [2][terms of rows][32 keys]. Of 32 keys i and i + 16 are a pair, as
 // two registers of P give them.
-inline void pack_weights(bf16, const PartSpace& space, int g) {
+inline void pack_weights(bf16, const PartSpace& space, int g, int) {
   const int parts = space.P_parts, groups = space.groups_of(parts);
   for (int half = 0; half < 2; ++half) {
     char* const to = space.weights + (g / groups * 2 + half) * tile_bytes + g % groups * part_rows * row_bytes;
@@ -166,19 +110,6 @@ inline void pack_weights(bf16, const PartSpace& space, int g) {
   }
 }
 
-// What a row does not see must not even meet a weight of 0. n values with 0 for what is not finite, if any.
-inline bool make_finite(const bf16* V, int64_t step, int n, int64_t Dv, bf16* to) {
-  bool some = false;
-  for (int k = 0; k < n; ++k)
-    for (int64_t d = 0; d < Dv; ++d) {
-      const bf16 v = V[k * step + d];
-      const bool special = (v.bits & 0x7f80) == 0x7f80;
-      to[k * Dv + d].bits = special ? 0 : v.bits;
-      some |= special;
-    }
-  return some;
-}
-
 // Does row r see a value among the channels d .. end - 1 that is not finite?
 inline bool sees_special(const bf16* V, int64_t step, int n, const float* unseen, int r, int64_t d, int64_t end) {
   for (int k = 0; k < n; ++k) {
@@ -189,13 +120,26 @@ inline bool sees_special(const bf16* V, int64_t step, int n, const float* unseen
   return false;
 }
 
-// O of a set, 64 channels from d on, or the last 32, of values that have been brought.
+// 64 channels of values, or the last 32, as tiles of b, [4 times 16 channels][2 times 32 keys], two keys a row.
 template <class M>
-inline void multiply_values(const bf16* V, int64_t step, int n, bool careful, int64_t Dv, int64_t d,
-                            const PartSpace& space, int g0) {
-  const int parts = space.P_parts, groups = space.groups_of(parts);
-  const char *v = space.V + d / 8 * tile_bytes, *weights = space.weights + g0 / groups * 2 * tile_bytes;
-  const bool four = d + 32 < Dv;
+__attribute__((noinline)) void bring_values(const Chunk<bf16>& at, int64_t d, Ahead ahead, const PartSpace& space) {
+  const bool four = d + 32 < at.Dv;
+  for (int i = 0; i < 32; ++i) {
+    const int k = i / 16 * 32 + i % 16;
+    auto row = [&](int k) { return (const char*)(at.V + least(k, at.n - 1) * at.V_step + d); };
+    const char *low = row(k), *high = row(k + tile_rows);
+    char* to = space.V + i / 16 * tile_bytes + i % 16 * row_bytes;
+    for (int j = 0; ahead.at && j < 2; ++j) ahead.row();
+    M::twos(low, high, to, 2 * tile_bytes);
+    if (four) M::twos(low + row_bytes, high + row_bytes, to + 4 * tile_bytes, 2 * tile_bytes);
+  }
+}
+
+// Sums over them.
+template <class M>
+inline void sum_values(const Chunk<bf16>& at, const PartSpace& space, int g0, int64_t d) {
+  const char *v = space.V, *weights = space.weights + g0 / space.groups_of(space.P_parts) * 2 * tile_bytes;
+  const bool four = d + 32 < at.Dv;
   zero_sums<M>();
   for (int half = 0; half < 2; ++half, v += tile_bytes) {
     M::take(Register<4>(), weights + half * tile_bytes, row_bytes);
@@ -209,8 +153,13 @@ inline void multiply_values(const bf16* V, int64_t step, int n, bool careful, in
     M::take(Register<5>(), v + 6 * tile_bytes, row_bytes);
     M::multiply(Register<3>(), Register<4>(), Register<5>());
   }
-  put_sums<M>(space.sums);
+  put_sums<M>(space.O);
+}
 
+// O of them.
+inline void join_values(const Chunk<bf16>& at, bool careful, const PartSpace& space, int g0, int64_t d) {
+  const int parts = space.P_parts, groups = space.groups_of(parts);
+  const bool four = d + 32 < at.Dv;
   Words32 low, high;  // two tiles have 32 channels in turns of four
 #pragma GCC unroll 16
   for (int i = 0; i < lanes<float>; ++i) {
@@ -224,16 +173,16 @@ inline void multiply_values(const bf16* V, int64_t step, int n, bool careful, in
         const int64_t from = d + 32 * two;
         F32 even = {}, odd = {};
         for (int t = terms_in(parts) - 1; t >= 0; --t) {
-          const float* at = space.sums + (2 * two * tile_rows + t * tile_rows / parts + part_rows * g + r) * tile_words;
-          even += take(at);
-          odd += take(at + tile_rows * tile_words);
+          const float* x = space.O + (2 * two * tile_rows + t * tile_rows / parts + part_rows * g + r) * tile_words;
+          even += take(x);
+          odd += take(x + tile_rows * tile_words);
         }
-        const bool special = careful && sees_special(V, step, n, rows.seen, r, from, from + 32);
+        const bool special = careful && sees_special(at.V, at.V_step, at.n, rows.seen, r, from, from + 32);
         if (special || any((even + odd) * 0.f != F32{})) {
-          plain_values(V, step, n, rows.S, careful ? rows.seen : nullptr, rows.O, Dv, r, from, from + 32);
+          plain_values(at.V, at.V_step, at.n, rows, careful, at.Dv, r, from, from + 32);
           continue;
         }
-        float* const to = rows.O + r * Dv + from;
+        float* const to = rows.O + r * at.Dv + from;
         put(to, take(to) + __builtin_shuffle(even, odd, low));
         put(to + lanes<float>, take(to + lanes<float>) + __builtin_shuffle(even, odd, high));
       }
